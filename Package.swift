@@ -1,0 +1,76 @@
+// swift-tools-version: 6.1
+// SPDX-License-Identifier: Apache-2.0
+// Package manifest: the Swift library, the C library and the command-line tool.
+
+import PackageDescription
+
+let package = Package(
+  name: "halfstep",
+  products: [
+    .library(name: "Halfstep", targets: ["Halfstep"]),
+    // Installed as libhalfstep.so by `make install`.
+    .library(name: "HalfstepC", type: .dynamic, targets: ["HalfstepC"]),
+    .executable(name: "halfstep", targets: ["halfstep"]),
+  ],
+  dependencies: [
+    .package(url: "https://github.com/apple/swift-argument-parser", exact: "1.8.2"),
+    .package(url: "https://github.com/apple/swift-collections", exact: "1.6.0"),
+    .package(url: "https://github.com/apple/swift-protobuf", exact: "1.39.0"),
+  ],
+  targets: [
+    // MARK: - System libraries
+    .systemLibrary(name: "CHalfstep", path: "include"),
+    .systemLibrary(name: "CDNNL", providers: [.apt(["libdnnl-dev"])]),
+    .systemLibrary(name: "COpenMP", providers: [.apt(["libgomp1"])]),
+    .systemLibrary(name: "CZlib", providers: [.apt(["zlib1g-dev"])]),
+
+    // MARK: - Engine, lowest layer first
+    .target(name: "HalfstepNumerics", dependencies: ["COpenMP"]),
+    .target(
+      name: "HalfstepGraph",
+      dependencies: [
+        "HalfstepNumerics",
+        .product(name: "OrderedCollections", package: "swift-collections"),
+      ]),
+    .target(name: "HalfstepRuntime", dependencies: ["HalfstepGraph", "HalfstepNumerics", "CDNNL"]),
+    .target(
+      name: "ONNXProto",
+      dependencies: [.product(name: "SwiftProtobuf", package: "swift-protobuf")],
+      exclude: ["Protos", "regenerate.sh", "README.md"]),
+    .target(
+      name: "HalfstepFormats",
+      dependencies: ["HalfstepRuntime", "HalfstepGraph", "HalfstepNumerics", "ONNXProto", "CZlib"]),
+    .target(
+      name: "HalfstepAlgorithms",
+      dependencies: ["HalfstepRuntime", "HalfstepGraph", "HalfstepNumerics"]),
+
+    // MARK: - Faces
+    .target(
+      name: "Halfstep",
+      dependencies: [
+        "HalfstepAlgorithms", "HalfstepFormats", "HalfstepRuntime", "HalfstepGraph",
+        "HalfstepNumerics",
+      ]),
+    .target(name: "HalfstepC", dependencies: ["Halfstep", "CHalfstep"]),
+    .executableTarget(
+      name: "halfstep",
+      dependencies: [
+        "Halfstep",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ]),
+
+    // MARK: - Tests
+    .target(
+      name: "TestSupport", dependencies: ["HalfstepGraph", "HalfstepNumerics"],
+      path: "Tests/TestSupport"),
+    .testTarget(name: "HalfstepNumericsTests", dependencies: ["HalfstepNumerics", "TestSupport"]),
+    .testTarget(name: "HalfstepGraphTests", dependencies: ["HalfstepGraph", "TestSupport"]),
+    .testTarget(name: "HalfstepRuntimeTests", dependencies: ["HalfstepRuntime", "TestSupport"]),
+    .testTarget(name: "HalfstepFormatsTests", dependencies: ["HalfstepFormats", "TestSupport"]),
+    .testTarget(
+      name: "HalfstepAlgorithmsTests",
+      dependencies: ["HalfstepAlgorithms", "HalfstepFormats", "TestSupport"]),
+    .testTarget(name: "HalfstepTests", dependencies: ["Halfstep", "TestSupport"]),
+  ],
+  swiftLanguageModes: [.v6]
+)

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// Parallel loops on the OpenMP threads that oneDNN uses, so that the two never compete for cores.
+
+import COpenMP
+
+/// Parallel loops over index ranges.
+package enum Parallel {
+  /// Runs `body` over disjoint ranges that cover `0..<count`, one range per thread.
+  ///
+  /// The split depends on `count`, `grain` and the number of threads only. `body` must not throw or
+  /// touch shared state without care; inside another parallel region it runs on the calling thread.
+  ///
+  /// - Parameters:
+  ///   - count: Number of indices.
+  ///   - grain: Least number of indices that is worth a thread.
+  ///   - body: Receives a thread's index, below `threadCount`, and its range.
+  package static func forEachRange(
+    _ count: Int, grain: Int, _ body: (_ thread: Int, _ range: Range<Int>) -> Void
+  ) {
+    guard count > 0 else { return }
+    let threads = threadCount(for: count, grain: grain)
+    if threads == 1 {
+      body(0, 0..<count)
+      return
+    }
+    withoutActuallyEscaping(body) { body in
+      var job = Job(count: count, parts: threads, body: body)
+      withUnsafeMutablePointer(to: &job) { pointer in
+        GOMP_parallel(
+          { argument in
+            let job = argument!.assumingMemoryBound(to: Job.self).pointee
+            // The runtime may give fewer threads than asked for: each takes every n-th part.
+            let team = Int(omp_get_num_threads())
+            for part in stride(from: Int(omp_get_thread_num()), to: job.parts, by: team) {
+              let lower = job.count * part / job.parts
+              let upper = job.count * (part + 1) / job.parts
+              job.body(part, lower..<upper)
+            }
+          }, pointer, UInt32(threads), 0)
+      }
+    }
+  }
+
+  /// How many parts `forEachRange` will make.
+  package static func threadCount(for count: Int, grain: Int) -> Int {
+    if omp_in_parallel() != 0 { return 1 }
+    let worthwhile = max(1, count / max(grain, 1))
+    return min(Int(omp_get_max_threads()), worthwhile)
+  }
+
+  /// Threads that loops and oneDNN use at most.
+  package static var maximumThreads: Int { Int(omp_get_max_threads()) }
+
+  private struct Job {
+    let count: Int
+    let parts: Int
+    let body: (Int, Range<Int>) -> Void
+  }
+}
