@@ -1,13 +1,910 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Halfstep's C interface. */
+/* Halfstep's C interface: what is not declared here is not public. */
 #ifndef HALFSTEP_H
 #define HALFSTEP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-/** Version of the library, such as "0.1.0"; static. */
+/// @file halfstep.h
+/// Makes trained networks fit for integer hardware.
+///
+/// Rules that hold for every function:
+/// - Handles are opaque. Distinct handles may be used in parallel, one handle by one thread at once.
+/// - `open`, `create`, `clone` and out-parameters documented as owned end with the matching `_free`,
+///   for which NULL is a no-op. Everything else that comes out is lent; the comment says until when.
+/// - Inputs are copied unless a name ends in `_borrowed`; data that is read during a call only is not
+///   copied if it is dense.
+/// - A NULL argument is `HS_ERR_INVALID_ARGUMENT`, unless the comment allows NULL. `error` may always
+///   be NULL. On failure every out-parameter is NULL or 0, and handles are as they were.
+/// - Text is UTF-8. Nothing is printed, nothing ends the process.
+/// - Option structs begin with `struct_size`, are filled by their `_init`, and grow only at the end;
+///   NULL in place of one means defaults, and so does 0 in each field.
+
+// ------------------------------------------------------------------------------------------------
+/// @defgroup errors Status and errors
+/// @{
+
+/// Outcome of a call: 0 or one of the `HS_ERR_` numbers.
+/// 1-19 argument, 20-39 file and format, 40-59 graph, 60-79 numeric, 80-99 system.
+/// @since 0.1
+typedef int32_t hs_status;
+
+enum {
+  HS_OK = 0,                          ///< The call did what it says.
+  HS_ERR_INVALID_ARGUMENT = 1,        ///< An argument is outside its documented range.
+  HS_ERR_SHAPE_MISMATCH = 2,          ///< A tensor's shape is not the expected one.
+  HS_ERR_TYPE_MISMATCH = 3,           ///< A tensor's element type is not the expected one.
+  HS_ERR_UNKNOWN_NAME = 4,            ///< A tensor, node, scheme or configuration is not known.
+  HS_ERR_INVALID_STATE = 5,           ///< A call came too early: exporting before calibrating.
+  HS_ERR_FILE_ACCESS = 20,            ///< A file could not be opened, read or written.
+  HS_ERR_MALFORMED_FILE = 21,         ///< A file's bytes do not follow its format.
+  HS_ERR_UNSUPPORTED_VERSION = 22,    ///< A version of a format that is not supported.
+  HS_ERR_UNSAFE_PATH = 23,            ///< An external-data path leaves the model's folder.
+  HS_ERR_INVALID_CONFIGURATION = 24,  ///< A runtime configuration is wrong; see the message.
+  HS_ERR_ENCODING_MISMATCH = 25,      ///< Encodings do not fit the model they are loaded into.
+  HS_ERR_INVALID_GRAPH = 40,          ///< A cycle, a duplicate name, a missing tensor.
+  HS_ERR_UNSUPPORTED_OPERATOR = 41,   ///< Operators that cannot run; the message names all of them.
+  HS_ERR_NON_FINITE_VALUE = 60,       ///< A value is NaN or infinite.
+  HS_ERR_EMPTY_STATISTICS = 61,       ///< A range cannot be chosen because no data was seen.
+  HS_ERR_NUMERIC_FAILURE = 62,        ///< A numeric routine failed.
+  HS_ERR_OUT_OF_MEMORY = 80,          ///< Memory could not be allocated.
+  HS_ERR_CANCELLED = 81,              ///< The caller's progress callback asked to stop.
+  HS_ERR_INTERNAL = 82                ///< A defect in this library or one below it.
+};
+
+/// What went wrong; owned by the caller, 1,024 bytes, frozen. Untouched by a call that succeeds.
+/// @since 0.1
+typedef struct hs_error {
+  hs_status status;    ///< An `HS_ERR_` number.
+  char message[1020];  ///< Names the culprit; ends with NUL, cut at a character boundary.
+} hs_error;
+
+/// Name of a status, such as "HS_ERR_FILE_ACCESS"; static, never NULL.
+/// @param[in] status any number
+/// @return the constant's name, or "unknown status"
+/// @since 0.1
+const char *hs_status_name(hs_status status);
+
+/// Version of the library, such as "0.1.0"; static, never NULL.
+/// @since 0.1
 const char *hs_version(void);
+
+/// Reports how far a long call has come, on the calling thread; must not unwind.
+/// @param[in] completed steps done
+/// @param[in] total steps in all
+/// @param[in] user_data as given with the callback
+/// @return 0 to go on; anything else ends the call with `HS_ERR_CANCELLED`
+/// @since 0.1
+typedef int32_t (*hs_progress_fn)(size_t completed, size_t total, void *user_data);
+
+/// Ends a loan: called once, when the library no longer reads borrowed memory; from any thread.
+/// @since 0.1
+typedef void (*hs_release_fn)(void *user_data);
+
+/// @}
+// ------------------------------------------------------------------------------------------------
+/// @defgroup threads Threads
+/// @{
+
+/// Sets how many threads calls of this library use from now on, in every thread of the process.
+/// @param[in] count 1 to 1024, or 0 for one a core (or what OMP_NUM_THREADS says)
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_set_thread_count(int32_t count, hs_error *error);
+
+/// Threads that a call from this thread would use.
+/// @since 0.1
+int32_t hs_thread_count(void);
+
+/// @}
+// ------------------------------------------------------------------------------------------------
+/// @defgroup tensors Tensors
+/// @{
+
+/// Element type; the numbers are those of ONNX's TensorProto.DataType.
+/// @since 0.1
+typedef int32_t hs_data_type;
+
+enum {
+  HS_DATA_TYPE_FLOAT32 = 1,
+  HS_DATA_TYPE_UINT8 = 2,
+  HS_DATA_TYPE_INT8 = 3,
+  HS_DATA_TYPE_UINT16 = 4,
+  HS_DATA_TYPE_INT16 = 5,
+  HS_DATA_TYPE_INT32 = 6,
+  HS_DATA_TYPE_INT64 = 7,
+  HS_DATA_TYPE_STRING = 8,
+  HS_DATA_TYPE_BOOL = 9,
+  HS_DATA_TYPE_FLOAT16 = 10,
+  HS_DATA_TYPE_FLOAT64 = 11,
+  HS_DATA_TYPE_UINT32 = 12,
+  HS_DATA_TYPE_UINT64 = 13,
+  HS_DATA_TYPE_COMPLEX64 = 14,
+  HS_DATA_TYPE_COMPLEX128 = 15,
+  HS_DATA_TYPE_BFLOAT16 = 16,
+  HS_DATA_TYPE_FLOAT8E4M3FN = 17,
+  HS_DATA_TYPE_FLOAT8E4M3FNUZ = 18,
+  HS_DATA_TYPE_FLOAT8E5M2 = 19,
+  HS_DATA_TYPE_FLOAT8E5M2FNUZ = 20,
+  HS_DATA_TYPE_UINT4 = 21,
+  HS_DATA_TYPE_INT4 = 22,
+  HS_DATA_TYPE_FLOAT4E2M1 = 23,
+  HS_DATA_TYPE_FLOAT8E8M0 = 24,
+  HS_DATA_TYPE_UINT2 = 25,
+  HS_DATA_TYPE_INT2 = 26
+};
+
+/// Largest rank of a tensor.
+/// @since 0.1
+#define HS_RANK_MAX 32
+
+/// A strided array that somebody else owns; 32 bytes, frozen.
+/// @since 0.1
+typedef struct hs_tensor_view {
+  /// First element (the one with all indices 0); NULL is allowed only if there are no elements.
+  const void *data;
+  /// Extents, outermost first, `[rank]`; each 0 or more. May be NULL if `rank` is 0.
+  const int64_t *shape;
+  /// **Bytes** between neighbors along each dimension, `[rank]`; may be negative or 0. NULL means
+  /// dense and row-major. Elements narrower than a byte must be dense.
+  const int64_t *strides;
+  hs_data_type dtype;  ///< Element type; strings are refused.
+  int32_t rank;        ///< 0 (one number) to 32.
+} hs_tensor_view;
+
+/// Named tensors in a fixed order, such as what a run gives back. Owns its tensors.
+/// @since 0.1
+typedef struct hs_tensors hs_tensors;
+
+/// Reads a NumPy file: the arrays of an `.npz` by name, or the one array of an `.npy`, named "".
+/// @param[in] path file to read
+/// @param[out] out_tensors owned by the caller, see hs_tensors_free()
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_FILE_ACCESS, HS_ERR_MALFORMED_FILE, HS_ERR_TYPE_MISMATCH
+/// @since 0.1
+hs_status hs_tensors_open_numpy(const char *path, hs_tensors **out_tensors, hs_error *error);
+
+/// Number of tensors.
+/// @since 0.1
+hs_status hs_tensors_count(const hs_tensors *tensors, size_t *out_count, hs_error *error);
+
+/// One tensor by position, without copying.
+/// @param[in] tensors the collection
+/// @param[in] index less than the count
+/// @param[out] out_name lent until `tensors` is freed; may be NULL if not wanted
+/// @param[out] out_view lent until `tensors` is freed; dense, `strides` is NULL
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_tensors_get(const hs_tensors *tensors, size_t index, const char **out_name,
+                         hs_tensor_view *out_view, hs_error *error);
+
+/// One tensor by name, without copying.
+/// @param[in] tensors the collection
+/// @param[in] name as hs_tensors_get() gives it
+/// @param[out] out_view lent until `tensors` is freed; dense, `strides` is NULL
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_UNKNOWN_NAME
+/// @since 0.1
+hs_status hs_tensors_find(const hs_tensors *tensors, const char *name, hs_tensor_view *out_view,
+                          hs_error *error);
+
+/// Frees the collection and its tensors; NULL is a no-op.
+/// @since 0.1
+void hs_tensors_free(hs_tensors *tensors);
+
+/// @}
+// ------------------------------------------------------------------------------------------------
+/// @defgroup models Models
+/// @{
+
+/// A trained network.
+/// @since 0.1
+typedef struct hs_model hs_model;
+
+/// How to open a model.
+/// @since 0.1
+typedef struct hs_open_options {
+  size_t struct_size;  ///< sizeof(hs_open_options)
+  /// Folder in which hs_model_open_memory() may find external data; NULL refuses external data.
+  /// hs_model_open() uses the file's own folder and ignores this.
+  const char *external_data_folder;
+} hs_open_options;
+
+/// Fills in defaults; NULL is a no-op.
+/// @since 0.1
+void hs_open_options_init(hs_open_options *options);
+
+/// Reads an ONNX model from a file, and its external data from the file's folder.
+/// @param[in] path file to read
+/// @param[in] options may be NULL
+/// @param[out] out_model owned by the caller, see hs_model_free()
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_FILE_ACCESS, HS_ERR_MALFORMED_FILE, HS_ERR_UNSUPPORTED_VERSION,
+///   HS_ERR_UNSAFE_PATH, HS_ERR_INVALID_GRAPH, HS_ERR_OUT_OF_MEMORY
+/// @since 0.1
+hs_status hs_model_open(const char *path, const hs_open_options *options, hs_model **out_model,
+                        hs_error *error);
+
+/// Reads an ONNX model from memory, which may be freed when the call returns.
+/// @param[in] data bytes of the file, `[size]`
+/// @param[in] size number of bytes
+/// @param[in] options may be NULL
+/// @param[out] out_model owned by the caller, see hs_model_free()
+/// @param[out] error may be NULL
+/// @return as hs_model_open()
+/// @since 0.1
+hs_status hs_model_open_memory(const void *data, size_t size, const hs_open_options *options,
+                               hs_model **out_model, hs_error *error);
+
+/// Copies a model; weights are shared until one of the copies changes them.
+/// @param[in] model the original
+/// @param[out] out_model owned by the caller, see hs_model_free()
+/// @param[out] error may be NULL
+/// @return HS_OK
+/// @since 0.1
+hs_status hs_model_clone(const hs_model *model, hs_model **out_model, hs_error *error);
+
+/// Frees a model; NULL is a no-op. Tensors and simulations made from it live on.
+/// @since 0.1
+void hs_model_free(hs_model *model);
+
+/// How to save a model.
+/// @since 0.1
+typedef struct hs_save_options {
+  size_t struct_size;     ///< sizeof(hs_save_options)
+  int32_t external_data;  ///< Not 0: weights go to `<path>.data`, as they must above 2 GB.
+  int32_t reserved;       ///< 0
+} hs_save_options;
+
+/// Fills in defaults; NULL is a no-op.
+/// @since 0.1
+void hs_save_options_init(hs_save_options *options);
+
+/// Writes a model as ONNX; the file appears whole or not at all.
+/// @param[in] model the model
+/// @param[in] path file to write or replace
+/// @param[in] options may be NULL
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_FILE_ACCESS
+/// @since 0.1
+hs_status hs_model_save(const hs_model *model, const char *path, const hs_save_options *options,
+                        hs_error *error);
+
+/// Number of bytes that hs_model_serialize() will write. The bytes are kept for that call.
+/// @param[in] model the model
+/// @param[out] out_size number of bytes
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_OUT_OF_MEMORY, HS_ERR_INVALID_ARGUMENT above 2 GB
+/// @since 0.1
+hs_status hs_model_serialized_size(hs_model *model, size_t *out_size, hs_error *error);
+
+/// Writes a model as ONNX, weights inline, to the caller's buffer.
+/// @param[in] model the model
+/// @param[out] buffer at least hs_model_serialized_size() bytes, `[capacity]`
+/// @param[in] capacity bytes that `buffer` has
+/// @param[out] out_size bytes written
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT if the buffer is too small (it is then unchanged)
+/// @since 0.1
+hs_status hs_model_serialize(hs_model *model, void *buffer, size_t capacity, size_t *out_size,
+                             hs_error *error);
+
+/// Declared name, type and shape of a graph input or output; lent until the model changes.
+/// @since 0.1
+typedef struct hs_value_info {
+  const char *name;      ///< Tensor name.
+  const int64_t *shape;  ///< Extents, `[rank]`; -1 where not fixed. NULL if `rank` is -1 or 0.
+  hs_data_type dtype;    ///< Element type; 0 if not declared.
+  int32_t rank;          ///< -1 if not declared.
+} hs_value_info;
+
+/// Number of tensors that the caller provides to a run.
+/// @since 0.1
+hs_status hs_model_input_count(const hs_model *model, size_t *out_count, hs_error *error);
+
+/// One tensor that the caller provides.
+/// @param[in] model the model
+/// @param[in] index less than the count
+/// @param[out] out_info lent until the model is changed or freed
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_model_input(hs_model *model, size_t index, hs_value_info *out_info, hs_error *error);
+
+/// Number of tensors that a run gives back.
+/// @since 0.1
+hs_status hs_model_output_count(const hs_model *model, size_t *out_count, hs_error *error);
+
+/// One tensor that a run gives back.
+/// @param[in] model the model
+/// @param[in] index less than the count
+/// @param[out] out_info lent until the model is changed or freed
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_model_output(hs_model *model, size_t index, hs_value_info *out_info, hs_error *error);
+
+/// The constants of a model as they are now, in file order, without copying.
+/// @param[in] model the model
+/// @param[out] out_tensors owned by the caller, see hs_tensors_free(); stays valid and unchanged
+///   when the model changes or is freed
+/// @param[out] error may be NULL
+/// @return HS_OK
+/// @since 0.1
+hs_status hs_model_initializers(const hs_model *model, hs_tensors **out_tensors, hs_error *error);
+
+/// Replaces a constant, or turns a graph input into a constant.
+/// @param[in] model the model
+/// @param[in] name a constant of the same type and shape, or a graph input
+/// @param[in] value copied
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_UNKNOWN_NAME, HS_ERR_SHAPE_MISMATCH, HS_ERR_TYPE_MISMATCH
+/// @since 0.1
+hs_status hs_model_set_initializer(hs_model *model, const char *name, const hs_tensor_view *value,
+                                   hs_error *error);
+
+/// As hs_model_set_initializer(), without copying: the memory is read until `release` is called.
+///
+/// If the call fails, `release` is not called. The library never writes to the memory.
+/// @param[in] model the model
+/// @param[in] name a constant of the same type and shape, or a graph input
+/// @param[in] value dense and row-major; `data` aligned to the element's size
+/// @param[in] release called once, when nothing reads the memory any more; may be NULL
+/// @param[in] user_data handed to `release`; may be NULL
+/// @param[out] error may be NULL
+/// @return as hs_model_set_initializer()
+/// @since 0.1
+hs_status hs_model_set_initializer_borrowed(hs_model *model, const char *name,
+                                            const hs_tensor_view *value, hs_release_fn release,
+                                            void *user_data, hs_error *error);
+
+/// What a run gives back.
+/// @since 0.1
+typedef struct hs_run_options {
+  size_t struct_size;                ///< sizeof(hs_run_options)
+  const char *const *extra_outputs;  ///< Tensors wanted besides the outputs.
+  size_t extra_output_count;         ///< Length of `extra_outputs`.
+} hs_run_options;
+
+/// Fills in defaults; NULL is a no-op.
+/// @since 0.1
+void hs_run_options_init(hs_run_options *options);
+
+/// Runs the network in float arithmetic.
+/// @param[in] model the model; it keeps what it compiled for the next run
+/// @param[in] names inputs, `[count]`
+/// @param[in] values their values, `[count]`; read during the call only
+/// @param[in] count number of inputs
+/// @param[in] options may be NULL
+/// @param[out] out_outputs outputs, then extra outputs; owned by the caller, see hs_tensors_free()
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_UNSUPPORTED_OPERATOR, HS_ERR_UNKNOWN_NAME, HS_ERR_SHAPE_MISMATCH,
+///   HS_ERR_TYPE_MISMATCH, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_model_run(hs_model *model, const char *const *names, const hs_tensor_view *values,
+                       size_t count, const hs_run_options *options, hs_tensors **out_outputs,
+                       hs_error *error);
+
+/// @}
+// ------------------------------------------------------------------------------------------------
+/// @defgroup inspection Inspection
+/// @{
+
+/// What the layers of a model look like.
+/// @since 0.1
+typedef struct hs_inspection hs_inspection;
+
+/// A layer that has a weight; lent until the inspection is freed.
+/// @since 0.1
+typedef struct hs_layer {
+  const char *name;              ///< Node name, or operator and first output if it has none.
+  const char *op_type;           ///< Operator, such as "Conv".
+  const char *weight;            ///< Name of the weight.
+  const float *channel_minimum;  ///< Least weight of each output channel, `[channel_count]`.
+  const float *channel_maximum;  ///< Largest weight of each output channel, `[channel_count]`.
+  size_t channel_count;          ///< Output channels.
+  size_t weight_count;           ///< Elements of the weight.
+} hs_layer;
+
+/// Measures the weights of every convolution and matrix product.
+/// @param[in] model the model
+/// @param[out] out_inspection owned by the caller, see hs_inspection_free()
+/// @param[out] error may be NULL
+/// @return HS_OK
+/// @since 0.1
+hs_status hs_model_inspect(const hs_model *model, hs_inspection **out_inspection, hs_error *error);
+
+/// Number of layers.
+/// @since 0.1
+hs_status hs_inspection_layer_count(const hs_inspection *inspection, size_t *out_count,
+                                    hs_error *error);
+
+/// One layer, in the order in which they run.
+/// @param[in] inspection the inspection
+/// @param[in] index less than the count
+/// @param[out] out_layer lent until the inspection is freed
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_inspection_layer(const hs_inspection *inspection, size_t index, hs_layer *out_layer,
+                              hs_error *error);
+
+/// Frees an inspection; NULL is a no-op.
+/// @since 0.1
+void hs_inspection_free(hs_inspection *inspection);
+
+/// @}
+// ------------------------------------------------------------------------------------------------
+/// @defgroup folding Batch-norm folding
+/// @{
+
+/// The folds that were made.
+/// @since 0.1
+typedef struct hs_fold_report hs_fold_report;
+
+/// One fold; lent until the report is freed.
+/// @since 0.1
+typedef struct hs_fold {
+  const char *layer;       ///< Layer that took the batch norm in.
+  const char *batch_norm;  ///< Batch norm that is gone.
+  int32_t is_forward;      ///< Not 0 if the batch norm came before the layer.
+  int32_t reserved;        ///< 0
+} hs_fold;
+
+/// Folds batch norms into the layers beside them; those left are rewritten as scale and shift.
+///
+/// The network's function stays the same up to float rounding.
+/// @param[in,out] model unchanged if the call fails
+/// @param[out] out_report owned by the caller, see hs_fold_report_free(); may be NULL if not wanted
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_NON_FINITE_VALUE, HS_ERR_INVALID_GRAPH
+/// @since 0.1
+hs_status hs_model_fold_batch_norms(hs_model *model, hs_fold_report **out_report, hs_error *error);
+
+/// Number of folds.
+/// @since 0.1
+hs_status hs_fold_report_count(const hs_fold_report *report, size_t *out_count, hs_error *error);
+
+/// One fold.
+/// @param[in] report the report
+/// @param[in] index less than the count
+/// @param[out] out_fold lent until the report is freed
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_fold_report_get(const hs_fold_report *report, size_t index, hs_fold *out_fold,
+                             hs_error *error);
+
+/// Frees a report; NULL is a no-op.
+/// @since 0.1
+void hs_fold_report_free(hs_fold_report *report);
+
+/// @}
+// ------------------------------------------------------------------------------------------------
+/// @defgroup equalization Cross-layer equalization
+/// @{
+
+/// How to equalize.
+/// @since 0.1
+typedef struct hs_equalization_options {
+  size_t struct_size;          ///< sizeof(hs_equalization_options)
+  int32_t keeps_high_biases;   ///< Not 0: high biases are not absorbed by the next layer.
+  int32_t maximum_iterations;  ///< Passes over the model at most; 0 means 50.
+} hs_equalization_options;
+
+/// Fills in defaults; NULL is a no-op.
+/// @since 0.1
+void hs_equalization_options_init(hs_equalization_options *options);
+
+/// Which layers were equalized with which.
+/// @since 0.1
+typedef struct hs_equalization_report hs_equalization_report;
+
+/// Layers that were equalized together; lent until the report is freed.
+/// @since 0.1
+typedef struct hs_equalized_set {
+  const char *const *layers;    ///< Layers in the order in which they run, `[layer_count]`.
+  /// What each tensor between two layers was divided by, `[factor_count]` lists.
+  const float *const *factors;
+  const size_t *channel_counts;  ///< Length of each list of factors, `[factor_count]`.
+  size_t layer_count;           ///< Number of layers.
+  size_t factor_count;          ///< Number of tensors between them that were scaled.
+} hs_equalized_set;
+
+/// Balances the weight ranges of consecutive layers, without changing the network's function.
+///
+/// Fold batch norms first: a batch norm between two layers keeps them apart.
+/// @param[in,out] model unchanged if the call fails
+/// @param[in] options may be NULL
+/// @param[out] out_report owned by the caller, see hs_equalization_report_free(); may be NULL
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_NON_FINITE_VALUE, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_model_equalize(hs_model *model, const hs_equalization_options *options,
+                            hs_equalization_report **out_report, hs_error *error);
+
+/// Number of passes that were made over the model.
+/// @since 0.1
+hs_status hs_equalization_report_iterations(const hs_equalization_report *report,
+                                            size_t *out_iterations, hs_error *error);
+
+/// Number of sets of layers.
+/// @since 0.1
+hs_status hs_equalization_report_count(const hs_equalization_report *report, size_t *out_count,
+                                       hs_error *error);
+
+/// One set of layers.
+/// @param[in] report the report
+/// @param[in] index less than the count
+/// @param[out] out_set lent until the report is freed
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_equalization_report_get(const hs_equalization_report *report, size_t index,
+                                     hs_equalized_set *out_set, hs_error *error);
+
+/// Frees a report; NULL is a no-op.
+/// @since 0.1
+void hs_equalization_report_free(hs_equalization_report *report);
+
+/// @}
+// ------------------------------------------------------------------------------------------------
+/// @defgroup encodings Encodings
+/// @{
+
+/// Which elements of a tensor share a scale.
+/// @since 0.1
+typedef int32_t hs_granularity;
+
+enum {
+  HS_GRANULARITY_PER_TENSOR = 0,   ///< One scale.
+  HS_GRANULARITY_PER_CHANNEL = 1,  ///< One scale for each index along `axis`.
+  HS_GRANULARITY_PER_BLOCK = 2     ///< One for each channel and run along `block_axis`.
+};
+
+/// The integer grid of a tensor: real = scale * (code - zero_point). 64 bytes, frozen.
+/// @since 0.1
+typedef struct hs_encoding {
+  const float *scales;         ///< Positive and finite, `[count]`.
+  const int32_t *zero_points;  ///< Codes that stand for 0, `[count]`.
+  size_t count;                ///< 1, channels, or channels times blocks (row-major).
+  int64_t block_size;          ///< Per block only; else 0.
+  hs_granularity granularity;  ///< Which elements share a scale.
+  int32_t axis;                ///< Channel axis; 0 if per tensor.
+  int32_t block_axis;          ///< Per block only; else 0.
+  int32_t bits;                ///< 2 to 16, or 32 for biases.
+  int32_t is_signed;           ///< Codes start at -2^(bits-1), not at 0.
+  int32_t is_symmetric;        ///< The quantizer was asked to be symmetric.
+  int32_t is_strict;           ///< The lowest signed code is left out.
+  int32_t reserved;            ///< 0
+} hs_encoding;
+
+/// Rounds floats to a grid and back, half to even.
+/// @param[in] input float32 values of any layout
+/// @param[in] encoding the grid; its groups must fit the input's shape
+/// @param[out] out_values dense, row-major; may be the dense input's own memory, `[capacity]`
+/// @param[in] capacity elements that `out_values` has; at least those of `input`
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT, HS_ERR_TYPE_MISMATCH, HS_ERR_SHAPE_MISMATCH
+/// @since 0.1
+hs_status hs_fake_quantize(const hs_tensor_view *input, const hs_encoding *encoding,
+                           float *out_values, size_t capacity, hs_error *error);
+
+/// @}
+// ------------------------------------------------------------------------------------------------
+/// @defgroup simulation Quantization simulation
+/// @{
+
+/// How a range is chosen from the values that a quantizer saw.
+/// @since 0.1
+typedef int32_t hs_range_scheme;
+
+enum {
+  HS_RANGE_SCHEME_MIN_MAX = 0,     ///< Smallest and largest value.
+  HS_RANGE_SCHEME_SQNR = 1,        ///< Best signal-to-noise ratio (AIMET's "tf_enhanced").
+  HS_RANGE_SCHEME_PERCENTILE = 2,  ///< Clips a share of the values at each end.
+  HS_RANGE_SCHEME_MSE = 3,         ///< Least mean squared error.
+  HS_RANGE_SCHEME_ENTROPY = 4      ///< Least divergence between the distributions.
+};
+
+/// A network simulated on integer hardware.
+/// @since 0.1
+typedef struct hs_simulation hs_simulation;
+
+/// How to simulate.
+/// @since 0.1
+typedef struct hs_simulation_options {
+  size_t struct_size;  ///< sizeof(hs_simulation_options)
+  /// A built-in runtime configuration by name, or the path of a JSON file; NULL means
+  /// "default_per_channel". "default" is per tensor.
+  const char *configuration;
+  double percentile;        ///< 50 to 100, for HS_RANGE_SCHEME_PERCENTILE; 0 means 100.
+  hs_range_scheme scheme;   ///< How ranges are chosen.
+  int32_t parameter_bits;   ///< Width of constants, 2 to 16; 0 means 8.
+  int32_t activation_bits;  ///< Width of computed tensors, 2 to 16; 0 means 8.
+  int32_t reserved;         ///< 0
+} hs_simulation_options;
+
+/// Fills in defaults; NULL is a no-op.
+/// @since 0.1
+void hs_simulation_options_init(hs_simulation_options *options);
+
+/// Places quantizers in a network and chooses the grids of its constants.
+/// @param[in] model copied (weights are shared); later changes of it do not reach the simulation
+/// @param[in] options may be NULL
+/// @param[out] out_simulation owned by the caller, see hs_simulation_free()
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_UNSUPPORTED_OPERATOR, HS_ERR_UNKNOWN_NAME, HS_ERR_INVALID_CONFIGURATION,
+///   HS_ERR_NON_FINITE_VALUE, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_simulation_create(const hs_model *model, const hs_simulation_options *options,
+                               hs_simulation **out_simulation, hs_error *error);
+
+/// Frees a simulation; NULL is a no-op.
+/// @since 0.1
+void hs_simulation_free(hs_simulation *simulation);
+
+/// Runs one batch with quantized constants and remembers the ranges of computed tensors.
+/// @param[in,out] simulation its statistics are unchanged if the call fails
+/// @param[in] names inputs, `[count]`
+/// @param[in] values their values, `[count]`; read during the call only
+/// @param[in] count number of inputs
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_UNKNOWN_NAME, HS_ERR_SHAPE_MISMATCH, HS_ERR_NON_FINITE_VALUE
+/// @since 0.1
+hs_status hs_simulation_observe(hs_simulation *simulation, const char *const *names,
+                                const hs_tensor_view *values, size_t count, hs_error *error);
+
+/// Forgets what was observed; encodings stay.
+/// @since 0.1
+hs_status hs_simulation_reset_statistics(hs_simulation *simulation, hs_error *error);
+
+/// Chooses the grids of computed tensors from what was observed.
+/// @param[in,out] simulation its encodings are unchanged if the call fails
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_EMPTY_STATISTICS
+/// @since 0.1
+hs_status hs_simulation_compute_encodings(hs_simulation *simulation, hs_error *error);
+
+/// How to go through calibration data.
+/// @since 0.1
+typedef struct hs_calibration_options {
+  size_t struct_size;       ///< sizeof(hs_calibration_options)
+  size_t batch_size;        ///< Rows a batch; 0 means 8. Results do not depend on it.
+  hs_progress_fn progress;  ///< Called after each batch; may be NULL.
+  void *user_data;          ///< Handed to `progress`.
+} hs_calibration_options;
+
+/// Fills in defaults; NULL is a no-op.
+/// @since 0.1
+void hs_calibration_options_init(hs_calibration_options *options);
+
+/// Calibrates in one call: forgets what was observed, observes the data batch by batch along its
+/// first dimension, and chooses the grids.
+/// @param[in,out] simulation unchanged if the call fails or is cancelled
+/// @param[in] names inputs, `[count]`
+/// @param[in] values data of each input, all with the same number of rows `[N, …]`, `[count]`
+/// @param[in] count number of inputs
+/// @param[in] options may be NULL
+/// @param[out] error may be NULL
+/// @return as hs_simulation_observe(), and HS_ERR_CANCELLED, HS_ERR_EMPTY_STATISTICS
+/// @since 0.1
+hs_status hs_simulation_calibrate(hs_simulation *simulation, const char *const *names,
+                                  const hs_tensor_view *values, size_t count,
+                                  const hs_calibration_options *options, hs_error *error);
+
+/// Runs the simulated network.
+/// @param[in] simulation calibrated, or with loaded encodings
+/// @param[in] names inputs, `[count]`
+/// @param[in] values their values, `[count]`; read during the call only
+/// @param[in] count number of inputs
+/// @param[in] options may be NULL
+/// @param[out] out_outputs outputs, then extra outputs; owned by the caller, see hs_tensors_free()
+/// @param[out] error may be NULL
+/// @return as hs_model_run(), and HS_ERR_INVALID_STATE before there are encodings
+/// @since 0.1
+hs_status hs_simulation_run(hs_simulation *simulation, const char *const *names,
+                            const hs_tensor_view *values, size_t count,
+                            const hs_run_options *options, hs_tensors **out_outputs,
+                            hs_error *error);
+
+/// @}
+// ------------------------------------------------------------------------------------------------
+/// @defgroup statistics Statistics across processes
+/// @{
+
+/// Number of bytes that hs_simulation_serialize_statistics() will write; kept for that call.
+/// @since 0.1
+hs_status hs_simulation_statistics_size(hs_simulation *simulation, size_t *out_size,
+                                        hs_error *error);
+
+/// Everything observed so far, to be merged elsewhere.
+/// @param[in] simulation the simulation
+/// @param[out] buffer at least hs_simulation_statistics_size() bytes, `[capacity]`
+/// @param[in] capacity bytes that `buffer` has
+/// @param[out] out_size bytes written
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT if the buffer is too small (it is then unchanged)
+/// @since 0.1
+hs_status hs_simulation_serialize_statistics(hs_simulation *simulation, void *buffer,
+                                             size_t capacity, size_t *out_size, hs_error *error);
+
+/// Adds what another simulation of the same network observed, in any order, with the same result.
+/// @param[in,out] simulation its statistics are unchanged if the call fails
+/// @param[in] data bytes from hs_simulation_serialize_statistics(), `[size]`
+/// @param[in] size number of bytes
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_MALFORMED_FILE, HS_ERR_UNKNOWN_NAME
+/// @since 0.1
+hs_status hs_simulation_merge_statistics(hs_simulation *simulation, const void *data, size_t size,
+                                         hs_error *error);
+
+/// @}
+// ------------------------------------------------------------------------------------------------
+/// @defgroup quantizers Single quantizers
+/// @{
+
+/// What a quantizer sits on.
+/// @since 0.1
+typedef int32_t hs_quantizer_role;
+
+enum {
+  HS_QUANTIZER_ROLE_ACTIVATION = 0,  ///< A tensor that is computed, or a graph input.
+  HS_QUANTIZER_ROLE_PARAMETER = 1    ///< A constant.
+};
+
+/// A tensor that is quantized; lent until the simulation is changed or freed.
+/// @since 0.1
+typedef struct hs_quantizer {
+  const char *tensor;     ///< Name of the tensor.
+  const char *tied_to;    ///< Tensor whose grid this one shares, or its own name.
+  hs_quantizer_role role; ///< Constant or computed.
+  int32_t bits;           ///< Width of the codes.
+  int32_t is_symmetric;   ///< Zero sits in the middle of the grid.
+  int32_t reserved;       ///< 0
+} hs_quantizer;
+
+/// Number of quantizers.
+/// @since 0.1
+hs_status hs_simulation_quantizer_count(const hs_simulation *simulation, size_t *out_count,
+                                        hs_error *error);
+
+/// One quantizer, in the order in which the graph defines the tensors.
+/// @param[in] simulation the simulation
+/// @param[in] index less than the count
+/// @param[out] out_quantizer lent until the simulation is changed or freed
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_simulation_quantizer(hs_simulation *simulation, size_t index,
+                                  hs_quantizer *out_quantizer, hs_error *error);
+
+/// The grid of one tensor.
+/// @param[in] simulation the simulation
+/// @param[in] tensor a tensor that has a quantizer
+/// @param[out] out_encoding lent until the simulation is changed or freed
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_UNKNOWN_NAME, HS_ERR_INVALID_STATE before there are encodings
+/// @since 0.1
+hs_status hs_simulation_encoding(hs_simulation *simulation, const char *tensor,
+                                 hs_encoding *out_encoding, hs_error *error);
+
+/// @}
+// ------------------------------------------------------------------------------------------------
+/// @defgroup files Encodings and models for other tools
+/// @{
+
+/// Number of bytes that hs_simulation_encodings_json() will write; they are kept for that call.
+/// @param[in] simulation calibrated, or with loaded encodings
+/// @param[in] version "0.6.1", "1.0.0" or "2.0.0"; NULL means "1.0.0"
+/// @param[out] out_size number of bytes
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_STATE, HS_ERR_UNSUPPORTED_VERSION
+/// @since 0.1
+hs_status hs_simulation_encodings_size(hs_simulation *simulation, const char *version,
+                                       size_t *out_size, hs_error *error);
+
+/// Writes the encodings as AIMET's JSON, without a final NUL, to the caller's buffer.
+/// @param[in] simulation calibrated, or with loaded encodings
+/// @param[in] version "0.6.1", "1.0.0" or "2.0.0"; NULL means "1.0.0"
+/// @param[out] buffer at least hs_simulation_encodings_size() bytes, `[capacity]`
+/// @param[in] capacity bytes that `buffer` has
+/// @param[out] out_size bytes written
+/// @param[out] error may be NULL
+/// @return as hs_simulation_encodings_size(); HS_ERR_INVALID_ARGUMENT if the buffer is too small
+/// @since 0.1
+hs_status hs_simulation_encodings_json(hs_simulation *simulation, const char *version, void *buffer,
+                                       size_t capacity, size_t *out_size, hs_error *error);
+
+/// Writes `<prefix>.onnx` (the network in float32) and `<prefix>.encodings` to a folder.
+/// @param[in] simulation calibrated, or with loaded encodings
+/// @param[in] directory a folder; it is created if its parent exists
+/// @param[in] prefix a file name without folders
+/// @param[in] version "0.6.1", "1.0.0" or "2.0.0"; NULL means "1.0.0"
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_FILE_ACCESS, HS_ERR_INVALID_STATE, HS_ERR_UNSUPPORTED_VERSION
+/// @since 0.1
+hs_status hs_simulation_export(hs_simulation *simulation, const char *directory, const char *prefix,
+                               const char *version, hs_error *error);
+
+/// How to write a model with QuantizeLinear and DequantizeLinear.
+/// @since 0.1
+typedef struct hs_qdq_options {
+  size_t struct_size;               ///< sizeof(hs_qdq_options)
+  int32_t prequantizes_constants;  ///< Not 0: constants are stored as integers.
+  int32_t exports_int32_bias;      ///< Not 0: biases become 32-bit integers.
+} hs_qdq_options;
+
+/// Fills in defaults; NULL is a no-op.
+/// @since 0.1
+void hs_qdq_options_init(hs_qdq_options *options);
+
+/// Writes an ONNX model whose QuantizeLinear and DequantizeLinear pairs carry the encodings.
+/// @param[in] simulation calibrated, or with loaded encodings
+/// @param[in] path file to write or replace
+/// @param[in] options may be NULL
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_FILE_ACCESS, HS_ERR_INVALID_STATE
+/// @since 0.1
+hs_status hs_simulation_export_qdq(hs_simulation *simulation, const char *path,
+                                   const hs_qdq_options *options, hs_error *error);
+
+/// What did not match when encodings were loaded.
+/// @since 0.1
+typedef struct hs_load_report hs_load_report;
+
+/// Kinds of mismatch.
+/// @since 0.1
+typedef int32_t hs_load_mismatch;
+
+enum {
+  HS_LOAD_MISMATCH_UNKNOWN = 0,   ///< The file names a tensor that has no quantizer here.
+  HS_LOAD_MISMATCH_MISSING = 1,   ///< A quantizer here that the file does not name.
+  HS_LOAD_MISMATCH_DIFFERENT = 2  ///< Tensor, property, expected, got.
+};
+
+/// Takes encodings from JSON of any version.
+/// @param[in,out] simulation unchanged if the call fails
+/// @param[in] data bytes of the file, `[size]`
+/// @param[in] size number of bytes
+/// @param[in] strict not 0: any mismatch is HS_ERR_ENCODING_MISMATCH
+/// @param[out] out_report owned by the caller, see hs_load_report_free(); may be NULL if not wanted
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_MALFORMED_FILE, HS_ERR_UNSUPPORTED_VERSION, HS_ERR_ENCODING_MISMATCH
+/// @since 0.1
+hs_status hs_simulation_load_encodings(hs_simulation *simulation, const void *data, size_t size,
+                                       int32_t strict, hs_load_report **out_report,
+                                       hs_error *error);
+
+/// Number of mismatches of a kind.
+/// @since 0.1
+hs_status hs_load_report_count(const hs_load_report *report, hs_load_mismatch kind,
+                               size_t *out_count, hs_error *error);
+
+/// One mismatch.
+/// @param[in] report the report
+/// @param[in] kind an `HS_LOAD_MISMATCH_` number
+/// @param[in] index less than the count of that kind
+/// @param[out] out_text tensor name, or a sentence for HS_LOAD_MISMATCH_DIFFERENT; lent until the
+///   report is freed
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_load_report_get(const hs_load_report *report, hs_load_mismatch kind, size_t index,
+                             const char **out_text, hs_error *error);
+
+/// Frees a report; NULL is a no-op.
+/// @since 0.1
+void hs_load_report_free(hs_load_report *report);
+
+/// @}
 
 #ifdef __cplusplus
 }
