@@ -51,7 +51,18 @@ let package = Package(
         "HalfstepAlgorithms", "HalfstepFormats", "HalfstepRuntime", "HalfstepGraph",
         "HalfstepNumerics",
       ]),
-    .target(name: "HalfstepC", dependencies: ["Halfstep", "CHalfstep"]),
+    .target(
+      name: "HalfstepC", dependencies: ["Halfstep", "CHalfstep"], exclude: ["exports.map"],
+      // Only this target: SwiftPM refuses unsafe flags in what a remote package depends on, and nobody
+      // outside depends on this product. The Swift runtime goes into the library.
+      linkerSettings: [
+        .unsafeFlags(
+          [
+            "-static-stdlib", "-use-ld=lld",
+            "-Xlinker", "-soname=libhalfstep.so.0",
+            "-Xlinker", "--version-script=\(Context.packageDirectory)/Sources/HalfstepC/exports.map",
+          ], .when(platforms: [.linux]))
+      ]),
     .executableTarget(
       name: "halfstep",
       dependencies: [
