@@ -13,7 +13,7 @@ public struct Encoding: Hashable, Sendable {
   public let isStrict: Bool
   /// Which elements share a scale.
   public let granularity: Granularity
-  /// Positive finite steps, one a group, in tensor units per code.
+  /// Positive finite steps with finite reciprocals, one a group, in tensor units per code.
   public let scales: [Float]
   /// Codes that stand for 0, one a group, each within the grid.
   public let zeroPoints: [Int32]
@@ -41,7 +41,8 @@ public struct Encoding: Hashable, Sendable {
     self.granularity = granularity
     self.scales = scales
     self.zeroPoints = zeroPoints
-    for scale in scales where !(scale > 0 && scale.isFinite) {
+    // A scale so small that its reciprocal overflows would turn zeros into NaN.
+    for scale in scales where !(scale > 0 && scale.isFinite && (1 / scale).isFinite) {
       throw HalfstepError(.invalidArgument, "encoding: scale \(scale) is not positive and finite")
     }
     for zero in zeroPoints where Int(zero) < minimumCode || Int(zero) > maximumCode {

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+// One thread's pass over a stretch of values: extremes, and a histogram while the values are in cache.
+
+/// One thread's pass over values: extremes, and a histogram while the values are in cache.
+///
+/// Owns its counters; the creator calls `release()`.
+struct ValueScan {
+  /// Finite values in the extremes and in the bins.
+  var count = 0
+  /// Zeros that were set apart on request, and are counted nowhere else.
+  var zeros = 0
+  var minimum = Float.infinity
+  var maximum = -Float.infinity
+  var sawNonFinite = false
+
+  /// Exponent of the bin width, valid once a value was counted.
+  private(set) var exponent = RangeStatistics.minimumExponent
+  /// Four interleaved histograms of 4,096 bins: neighbors in memory go to different ones, so that
+  /// equal values do not wait for each other's increment.
+  private let counters: UnsafeMutablePointer<UInt32>?
+
+  private static let bins = 2 * RangeStatistics.binsPerSide
+  private static let copies = 4
+  /// Values per step: small enough to stay in the first-level cache between the two passes.
+  private static let chunk = 4096
+
+  init(keepsHistogram: Bool) {
+    guard keepsHistogram else {
+      counters = nil
+      return
+    }
+    let total = Self.bins * Self.copies
+    let memory = UnsafeMutablePointer<UInt32>.allocate(capacity: total)
+    memory.initialize(repeating: 0, count: total)
+    counters = memory
+  }
+
+  func release() { counters?.deallocate() }
+
+  /// Adds up to 2³² values.
+  ///
+  /// - Parameter setsZerosApart: Whether zeros count in `zeros` and nowhere else.
+  mutating func add(_ values: UnsafePointer<Float>, count total: Int, setsZerosApart: Bool) {
+    var offset = 0
+    while offset < total {
+      let length = min(Self.chunk, total &- offset)
+      let part = values + offset
+      let extremes = findExtremes(part, count: length)
+      if extremes.isFinite && !setsZerosApart {
+        count &+= length
+        minimum = min(minimum, extremes.minimum)
+        maximum = max(maximum, extremes.maximum)
+        if let counters {
+          raiseExponent(to: max(extremes.maximum, -extremes.minimum), counters)
+          Self.countBins(part, length, reciprocalWidth, counters)
+        }
+      } else {
+        addOneByOne(part, length, setsZerosApart: setsZerosApart)
+      }
+      offset &+= length
+    }
+  }
+
+  /// Calls `body` with the number of values in each bin that is not empty, lowest first.
+  func forEachBin(_ body: (_ index: Int, _ count: UInt64) -> Void) {
+    guard let counters, count > 0 else { return }
+    let first = RangeStatistics.binIndex(minimum, exponent: exponent)
+    let last = RangeStatistics.binIndex(maximum, exponent: exponent)
+    for index in first...last {
+      let slot = counters + (index + RangeStatistics.binsPerSide) * Self.copies
+      let sum = UInt64(slot[0]) + UInt64(slot[1]) + UInt64(slot[2]) + UInt64(slot[3])
+      if sum > 0 { body(index, sum) }
+    }
+  }
+
+  // MARK: - Steps
+
+  private var reciprocalWidth: Float {
+    Float(sign: .plus, exponent: -exponent, significand: 1)
+  }
+
+  private mutating func raiseExponent(
+    to magnitude: Float, _ counters: UnsafeMutablePointer<UInt32>
+  ) {
+    let wanted = RangeStatistics.binExponent(forMagnitude: magnitude)
+    guard wanted > exponent else { return }
+    let shift = wanted - exponent
+    exponent = wanted
+    let half = RangeStatistics.binsPerSide
+    // Bins move toward zero, so walking outward from zero never overwrites an unread one.
+    func move(_ index: Int) {
+      let target = index >> shift
+      if target == index { return }
+      for copy in 0..<Self.copies {
+        let amount = counters[(index + half) * Self.copies + copy]
+        counters[(index + half) * Self.copies + copy] = 0
+        counters[(target + half) * Self.copies + copy] += amount
+      }
+    }
+    for index in 0..<half { move(index) }
+    for index in 1...half { move(-index) }
+  }
+
+  private mutating func addOneByOne(
+    _ values: UnsafePointer<Float>, _ total: Int, setsZerosApart: Bool
+  ) {
+    for index in 0..<total {
+      let value = values[index]
+      guard value.isFinite else {
+        sawNonFinite = true
+        continue
+      }
+      if value == 0 && setsZerosApart {
+        zeros &+= 1
+        continue
+      }
+      count &+= 1
+      minimum = min(minimum, value)
+      maximum = max(maximum, value)
+      if let counters {
+        raiseExponent(to: abs(value), counters)
+        let bin = RangeStatistics.binIndex(value, exponent: exponent)
+        counters[(bin + RangeStatistics.binsPerSide) * Self.copies] &+= 1
+      }
+    }
+  }
+
+  /// Counts finite values whose bins are known to exist.
+  @inline(never)
+  private static func countBins(
+    _ values: UnsafePointer<Float>, _ total: Int, _ reciprocalWidth: Float,
+    _ counters: UnsafeMutablePointer<UInt32>
+  ) {
+    let half = Int32(RangeStatistics.binsPerSide)
+    let copy = SIMD16<Int32>(0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3)
+    let magicBits = SIMD16<Int32>(repeating: Int32(bitPattern: roundingMagic.bitPattern) &- half)
+    var index = 0
+    while index &+ Lanes.width <= total {
+      let scaled = Lanes(loading: values + index) * reciprocalWidth
+      // The nearest integer, then one less where it lies above: the floor. The bits of the sum hold
+      // the integer, and a true comparison is −1.
+      let sum = scaled + roundingMagic
+      let nearest = unsafeBitCast(sum, to: SIMD16<Int32>.self) &- magicBits
+      let above = unsafeBitCast((sum - roundingMagic) .> scaled, to: SIMD16<Int32>.self)
+      let slots = ((nearest &+ above) &<< 2) &+ copy
+      for lane in 0..<Lanes.width { counters[Int(slots[lane])] &+= 1 }
+      index &+= Lanes.width
+    }
+    while index < total {
+      let bin = Int((values[index] * reciprocalWidth).rounded(.down))
+      counters[(bin &+ Int(half)) &* copies] &+= 1
+      index &+= 1
+    }
+  }
+}
+
+/// Extremes of a stretch of values.
+struct Extremes {
+  /// Smallest and largest value, NaN left out; (∞, −∞) if there is none.
+  var minimum: Float
+  var maximum: Float
+  /// Whether no NaN and no infinity was seen.
+  var isFinite: Bool
+}
+
+/// Finds the extremes of contiguous floats.
+@inline(never)
+func findExtremes(_ values: UnsafePointer<Float>, count: Int) -> Extremes {
+  var low = Lanes(repeating: .infinity)
+  var high = Lanes(repeating: -.infinity)
+  var unordered = SIMD16<Int32>(repeating: 0)
+  var index = 0
+  while index &+ Lanes.width <= count {
+    let value = Lanes(loading: values + index)
+    low = value.atMost(low)
+    high = value.atLeast(high)
+    unordered |= unsafeBitCast(value .!= value, to: SIMD16<Int32>.self)
+    index &+= Lanes.width
+  }
+  var result = Extremes(
+    minimum: low.min(), maximum: high.max(), isFinite: unordered == SIMD16<Int32>(repeating: 0))
+  while index < count {
+    let value = values[index]
+    if value < result.minimum { result.minimum = value }
+    if value > result.maximum { result.maximum = value }
+    if value.isNaN { result.isFinite = false }
+    index &+= 1
+  }
+  if result.minimum == -.infinity || result.maximum == .infinity { result.isFinite = false }
+  // All values +∞ or −∞ leave an extreme at its start; so does an empty stretch.
+  if result.minimum == .infinity && count > 0 { result.isFinite = false }
+  return result
+}
