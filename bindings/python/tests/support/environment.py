@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Where the tests find what is not part of the repository: shared reference data and the AIMET environment.
+# Where the tests find what the repository does not hold: shared data, the AIMET environment.
 """Locations outside the repository, and the reasons that tests print when they are missing."""
 
 from __future__ import annotations
@@ -26,9 +26,13 @@ def shared(*parts: str) -> Path:
 
 def aimet_python() -> str:
     """Return the interpreter of the AIMET environment; skip the calling test if there is none."""
-    python = os.environ.get("HALFSTEP_AIMET_PYTHON") or str(REPOSITORY / ".build/venv-aimet/bin/python")
+    python = os.environ.get("HALFSTEP_AIMET_PYTHON") or str(
+        REPOSITORY / ".build/venv-aimet/bin/python"
+    )
     if not Path(python).exists():
-        pytest.skip(f"{python} is absent (install tests/requirements-aimet.txt, set HALFSTEP_AIMET_PYTHON)")
+        pytest.skip(
+            f"{python} is absent (install tests/requirements-aimet.txt, set HALFSTEP_AIMET_PYTHON)"
+        )
     return python
 
 
@@ -37,8 +41,14 @@ def load_in_aimet(jobs: list[dict], folder: Path) -> list[dict]:
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs, default=str))
     done = subprocess.run(
-        [aimet_python(), str(LOADER), str(file)], capture_output=True, text=True, timeout=900, check=False
+        [aimet_python(), str(LOADER), str(file)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
     )
     if done.returncode != 0:
-        raise AssertionError(f"load_encodings.py failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        raise AssertionError(
+            f"load_encodings.py failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        )
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-# Exports torchvision architectures with seeded random weights to ONNX, batch norms kept, for tests and benches.
+# Exports torchvision architectures with seeded random weights to ONNX, batch norms kept.
 """Torchvision networks as ONNX test models.
 
 Weights are random but seeded. Batch-norm statistics come from one seeded pass in training mode and
 are then perturbed, so that activations keep a sane range at any depth while the statistics differ
-from the data's (folding must use them, not re-measure them). Convolution weights get a random scale
-per output channel, so that per-tensor and per-channel ranges differ and equalization has work to do.
+from the data's (folding must use them, not re-measure them). Convolution weights get a random
+scale per output channel, so that per-tensor and per-channel ranges differ and equalization has
+work to do.
 
 From a shell::
 
@@ -43,7 +44,7 @@ OUTPUT = "output"
 
 
 def inputs(name: str, batch: int = 1, seed: int = 0, size: int | None = None) -> np.ndarray:
-    """Return seeded pictures for a model: smooth structure plus noise, about zero mean, unit deviation.
+    """Return seeded pictures: smooth structure plus noise, mean near 0, unit deviation.
 
     Parameters
     ----------
@@ -52,7 +53,7 @@ def inputs(name: str, batch: int = 1, seed: int = 0, size: int | None = None) ->
     batch : int
         Number of pictures, N.
     seed : int
-        Equal seeds give equal pictures; the first pictures of a longer batch equal those of a shorter.
+        Equal seeds give equal pictures; a longer batch begins with those of a shorter.
     size : int, optional
         Height and width instead of the model's own.
 
@@ -80,8 +81,9 @@ def inputs(name: str, batch: int = 1, seed: int = 0, size: int | None = None) ->
 def _torchvision():
     """Import torchvision also beside a CPU-only torch.
 
-    Its native extension is built against the CUDA torch and does not load beside the CPU wheel, and its
-    import then stops at two detection operators that no classifier uses. Declaring them is enough.
+    Its native extension is built against the CUDA torch and does not load beside the CPU wheel,
+    and its import then stops at two detection operators that no classifier uses. Declaring them is
+    enough.
     """
     import torch
 
@@ -90,7 +92,9 @@ def _torchvision():
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
-        for module in [m for m in sys.modules if m == "torchvision" or m.startswith("torchvision.")]:
+        for module in [
+            m for m in sys.modules if m == "torchvision" or m.startswith("torchvision.")
+        ]:
             del sys.modules[module]
         library = torch.library.Library("torchvision", "FRAGMENT")
         for operator in ("nms", "qnms"):
@@ -109,7 +113,7 @@ def build(name: str, seed: int = 0):
     torch.manual_seed(seed * 1_000_003 + salt)
     options = {"weights": None}
     if name == "inception_v3":
-        # The auxiliary classifier is not part of the eval graph; its own slow initializer is not needed.
+        # The auxiliary classifier is not part of the eval graph; the initializer is slow.
         options |= {"init_weights": False, "aux_logits": False, "transform_input": False}
     model = getattr(models, name)(**options)
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -119,7 +123,7 @@ def build(name: str, seed: int = 0):
                 if norms:
                     module.weight.mul_(torch.exp(0.5 * torch.randn(module.out_channels, 1, 1, 1)))
                 if module.bias is not None:
-                    # All-zero biases would be merged by the exporter into one, behind Identity nodes.
+                    # The exporter would merge all-zero biases into one, behind Identity nodes.
                     module.bias.add_(0.05 * torch.randn(module.out_channels))
         for norm in norms:
             norm.weight.copy_(torch.exp(0.25 * torch.randn(norm.num_features)))
@@ -170,7 +174,7 @@ def export(name: str, path: str | os.PathLike, opset: int = 17, seed: int = 0) -
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 dynamic_axes={INPUT: {0: "N"}, OUTPUT: {0: "N"}},
-                # Evaluation mode would fuse batch norms into convolutions; keep the module's own mode.
+                # EVAL would fuse batch norms into convolutions; keep the module's own mode.
                 training=torch.onnx.TrainingMode.PRESERVE,
                 do_constant_folding=False,
             )
@@ -180,7 +184,9 @@ def export(name: str, path: str | os.PathLike, opset: int = 17, seed: int = 0) -
     return path
 
 
-def ensure(name: str, folder: str | os.PathLike = ".build/models", opset: int = 17, seed: int = 0) -> Path:
+def ensure(
+    name: str, folder: str | os.PathLike = ".build/models", opset: int = 17, seed: int = 0
+) -> Path:
     """Return the path of an exported model, exporting it only if the folder lacks it."""
     variant = "" if (opset, seed) == (17, 0) else f"_opset{opset}_seed{seed}"
     path = Path(folder) / f"{name}{variant}.onnx"
@@ -200,7 +206,7 @@ def summary(path: str | os.PathLike) -> str:
 
 
 def check(path: str | os.PathLike, name: str) -> str:
-    """Run a model in onnxruntime; raise if its outputs are not finite or do not depend on the input."""
+    """Run a model in onnxruntime; raise if outputs are not finite or not the input's."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -208,17 +214,23 @@ def check(path: str | os.PathLike, name: str) -> str:
     if not np.isfinite(y).all():
         raise ValueError(f"{path}: output is not finite")
     deviation, between = float(y.std()), float(y.std(axis=0).mean())
-    # Rounding noise between pictures would be about 1e-7 of the deviation; real dependence is far above.
+    # Rounding noise between pictures would be about 1e-7 of the deviation.
     if not (1e-3 < deviation < 1e3 and between > 1e-3 * deviation):
-        raise ValueError(f"{path}: degenerate output, deviation {deviation:g}, between pictures {between:g}")
+        raise ValueError(
+            f"{path}: degenerate output, deviation {deviation:g}, between pictures {between:g}"
+        )
     return f"output {list(y.shape)} deviation {deviation:.3g}, between pictures {between:.3g}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Export the named models, all by default, into a folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="MODEL", help=f"any of {', '.join(MODELS)}; default: all")
-    parser.add_argument("--out", default=".build/models", help="folder to write to (default %(default)s)")
+    parser.add_argument(
+        "names", nargs="*", metavar="MODEL", help=f"any of {', '.join(MODELS)}; default: all"
+    )
+    parser.add_argument(
+        "--out", default=".build/models", help="folder to write to (default %(default)s)"
+    )
     parser.add_argument("--opset", type=int, default=17)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--check", action="store_true", help="run each in onnxruntime")
