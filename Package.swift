@@ -39,7 +39,11 @@ let package = Package(
       exclude: ["Protos", "regenerate.sh", "README.md"]),
     .target(
       name: "HalfstepFormats",
-      dependencies: ["HalfstepRuntime", "HalfstepGraph", "HalfstepNumerics", "ONNXProto", "CZlib"]),
+      dependencies: [
+        "HalfstepRuntime", "HalfstepGraph", "HalfstepNumerics", "ONNXProto", "CZlib",
+        .product(name: "SwiftProtobuf", package: "swift-protobuf"),
+        .product(name: "OrderedCollections", package: "swift-collections"),
+      ]),
     .target(
       name: "HalfstepAlgorithms",
       dependencies: ["HalfstepRuntime", "HalfstepGraph", "HalfstepNumerics"]),
@@ -77,7 +81,12 @@ let package = Package(
     .testTarget(name: "HalfstepNumericsTests", dependencies: ["HalfstepNumerics", "TestSupport"]),
     .testTarget(name: "HalfstepGraphTests", dependencies: ["HalfstepGraph", "TestSupport"]),
     .testTarget(name: "HalfstepRuntimeTests", dependencies: ["HalfstepRuntime", "TestSupport"]),
-    .testTarget(name: "HalfstepFormatsTests", dependencies: ["HalfstepFormats", "TestSupport"]),
+    .testTarget(
+      name: "HalfstepFormatsTests",
+      dependencies: [
+        "HalfstepFormats", "ONNXProto", "TestSupport",
+        .product(name: "SwiftProtobuf", package: "swift-protobuf"),
+      ]),
     .testTarget(
       name: "HalfstepAlgorithmsTests",
       dependencies: ["HalfstepAlgorithms", "HalfstepFormats", "TestSupport"]),
