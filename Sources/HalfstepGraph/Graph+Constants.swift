@@ -77,6 +77,17 @@ extension Graph {
         "GlobalMaxPool", "Softmax", "Elu", "Selu", "Gelu", "Erf":
         guard let source = node.input(0) else { return nil }
         name = source
+      case "MatMul":
+        guard let source = node.input(0), let other = node.input(1),
+          constant(other, index)?.shape.rank == 2
+        else { return nil }
+        name = source
+      case "Add", "Sub", "Mul", "Div", "Min", "Max":
+        // A constant vector or scalar broadcasts without adding a dimension.
+        guard node.inputs.count == 2 else { return nil }
+        let isSmall = node.inputs.map { (constant($0, index)?.shape.rank ?? 2) <= 1 }
+        guard let small = isSmall.firstIndex(of: true) else { return nil }
+        name = node.inputs[1 - small]
       case "Reshape":
         guard let shape = node.input(1).flatMap({ constant($0, index) }) else { return nil }
         return shape.shape.rank == 1 ? shape.count : nil

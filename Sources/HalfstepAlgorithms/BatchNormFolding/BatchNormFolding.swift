@@ -26,6 +26,12 @@ package struct BatchNormFolding: Sendable {
     package let batchNorm: String
     /// Whether the batch norm came before the layer.
     package let isForward: Bool
+
+    package init(layer: String, batchNorm: String, isForward: Bool) {
+      self.layer = layer
+      self.batchNorm = batchNorm
+      self.isForward = isForward
+    }
   }
 
   package init() {}
