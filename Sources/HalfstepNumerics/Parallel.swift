@@ -51,6 +51,13 @@ package enum Parallel {
   /// Threads that loops and oneDNN use at most.
   package static var maximumThreads: Int { Int(omp_get_max_threads()) }
 
+  /// Sets how many threads loops and oneDNN use at most when this thread starts them.
+  ///
+  /// - Parameter count: 1 or more; larger values than `Int32` holds are cut.
+  package static func setMaximumThreads(_ count: Int) {
+    omp_set_num_threads(Int32(clamping: max(count, 1)))
+  }
+
   private struct Job {
     let count: Int
     let parts: Int
