@@ -28,7 +28,8 @@ import Testing
   }
 }
 
-private func observed(_ values: [Float]) -> RangeStatistics {
+/// Statistics with a histogram of some values.
+func observed(_ values: [Float]) -> RangeStatistics {
   var statistics = RangeStatistics(keepsHistogram: true)
   statistics.observe(values)
   return statistics

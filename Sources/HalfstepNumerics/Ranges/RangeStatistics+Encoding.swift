@@ -35,10 +35,66 @@ extension RangeStatistics {
       throw HalfstepError(.invalidArgument, "fixed range: \(low) is above \(high)")
     }
     let fit = GridFit(spec, minimum: low)
-    if scheme == .minMax || (fixedMinimum != nil && fixedMaximum != nil) {
+    guard scheme != .minMax, fixedMinimum == nil || fixedMaximum == nil, spec.bits <= 16 else {
       return try fit.encoding(
         [fit.covering(minimum: low, maximum: high)], granularity: .perTensor)
     }
-    throw HalfstepError(.internalError, "under construction")
+    guard keepsHistogram else {
+      throw HalfstepError(.invalidState, "range scheme \(scheme) needs a histogram")
+    }
+    var choice = choose(fit, scheme)
+    if fixedMinimum != nil || fixedMaximum != nil {
+      // The search decided about the free end only.
+      let reach = fit.reach(of: choice)
+      choice = fit.covering(
+        minimum: fixedMinimum ?? max(low, reach.lowerBound),
+        maximum: fixedMaximum ?? min(high, reach.upperBound))
+    }
+    return try fit.encoding([choice], granularity: .perTensor)
+  }
+
+  /// The grid that a scheme prefers; the histogram holds values.
+  func choose(_ fit: GridFit, _ scheme: RangeScheme) -> GridChoice {
+    let low = Double(minimum)
+    let high = Double(maximum)
+    let search = RangeSearch(fit: fit, minimum: low, maximum: high)
+    switch scheme {
+    case .minMax:
+      return fit.covering(minimum: low, maximum: high)
+    case .sqnr:
+      let noise = HistogramNoise(self, clippingWeight: 3)
+      return search.best { noise($0, fit: fit) }
+    case .mse:
+      let noise = HistogramNoise(self, clippingWeight: 1)
+      return search.best { noise($0, fit: fit) }
+    case .percentile(let percentile):
+      let range = quantileRange(percentile)
+      return fit.covering(minimum: range.lowerBound, maximum: range.upperBound)
+    case .entropy:
+      // A grid that tells all bins apart loses nothing.
+      if fit.maximumCode - fit.minimumCode >= binCounts.count {
+        return fit.covering(minimum: low, maximum: high)
+      }
+      let entropy = HistogramEntropy(self)
+      return search.best { entropy($0, fit: fit) }
+    }
+  }
+
+  /// The range between two quantiles, as bounds of the bins that hold them.
+  ///
+  /// - Parameter percentile: 50...100; the share 1 − percentile/100 lies outside on each side, at most.
+  func quantileRange(_ percentile: Double) -> ClosedRange<Double> {
+    let outside = Double(count) * (1 - percentile / 100)
+    func edge(_ bins: some Sequence<Int>, step: Int) -> Int {
+      var sum = 0.0
+      for bin in bins {
+        sum += Double(binCounts[bin])
+        if sum > outside { return firstBin + bin + step }
+      }
+      return firstBin
+    }
+    let low = Double(edge(binCounts.indices, step: 0)) * binWidth
+    let high = Double(edge(binCounts.indices.reversed(), step: 1)) * binWidth
+    return max(low, Double(minimum))...max(min(high, Double(maximum)), low)
   }
 }

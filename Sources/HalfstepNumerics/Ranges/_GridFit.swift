@@ -64,6 +64,12 @@ struct GridFit {
     return GridChoice(scale: max(scale, smallestScale), zeroPoint: 0)
   }
 
+  /// The reals between the ends of a grid.
+  func reach(of choice: GridChoice) -> ClosedRange<Double> {
+    choice.scale * Double(minimumCode - choice.zeroPoint)...choice.scale
+      * Double(maximumCode - choice.zeroPoint)
+  }
+
   /// The code that stands for zero on an asymmetric grid that starts near `minimum`.
   func zeroPoint(minimum: Double, scale: Double) -> Int {
     let steps = (-minimum / scale).rounded(.toNearestOrEven)
