@@ -375,7 +375,7 @@ def foolbox_pictures() -> tuple[np.ndarray, np.ndarray]:
 
 
 def photos(folder: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Return a folder's pictures [M, 3, 224, 224] and classes [M]; each file is named by its class."""
+    """Return a folder's pictures [M, 3, 224, 224] and their classes [M], which name the files."""
     files = sorted(Path(folder).glob("*.jpg"), key=lambda file: int(file.stem))
     if not files:
         raise FileNotFoundError(f"{folder}: no pictures")
@@ -389,7 +389,7 @@ def calibration_indices(total: int, count: int = 64) -> np.ndarray:
 
 
 def split(folder: str | os.PathLike, count: int = 64) -> dict[str, np.ndarray]:
-    """Divide a folder's pictures into `calib`, and `images` with `labels`; `*_indices` say which."""
+    """Divide a folder's pictures into `calib` and `images` with `labels`; `*_indices` say which."""
     images, labels = photos(folder)
     chosen = calibration_indices(len(images), count)
     rest = np.setdiff1d(np.arange(len(images)), chosen)
