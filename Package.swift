@@ -79,7 +79,9 @@ let package = Package(
       name: "TestSupport", dependencies: ["HalfstepGraph", "HalfstepNumerics"],
       path: "Tests/TestSupport"),
     .testTarget(name: "HalfstepNumericsTests", dependencies: ["HalfstepNumerics", "TestSupport"]),
-    .testTarget(name: "HalfstepGraphTests", dependencies: ["HalfstepGraph", "TestSupport"]),
+    .testTarget(
+      name: "HalfstepGraphTests", dependencies: ["HalfstepGraph", "TestSupport"],
+      exclude: ["Fixtures"]),
     .testTarget(name: "HalfstepRuntimeTests", dependencies: ["HalfstepRuntime", "TestSupport"]),
     .testTarget(
       name: "HalfstepFormatsTests",

@@ -62,6 +62,18 @@ package enum OperatorTraits {
     }
   }
 
+  /// Names of operands that set up a node and are not data.
+  package static func settingInputs(of node: Node) -> [String] {
+    node.inputs.indices.filter { isSetting(node, input: $0) }.map { node.inputs[$0] }
+      .filter { !$0.isEmpty }
+  }
+
+  /// Names of operands that are weights, biases or statistics of a node, constant or not.
+  package static func parameterInputs(of node: Node) -> [String] {
+    guard node.domain.isEmpty else { return [] }
+    return parameterKinds(node.opType).compactMap { node.input($0.input) }
+  }
+
   /// Parameter kinds of a type by input position; names are those of the runtime configuration.
   static func parameterKinds(_ type: String) -> [(kind: String, input: Int)] {
     switch type {
