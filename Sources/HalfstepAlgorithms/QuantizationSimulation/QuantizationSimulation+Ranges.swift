@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// Chooses grids: of constants from their values, of tie groups from what their tensors saw.
+
+import HalfstepGraph
+import HalfstepNumerics
+import OrderedCollections
+
+extension QuantizationSimulation {
+  /// Names of the activations that share a grid, by leader, in graph order; enabled ones only.
+  func tieGroups() -> OrderedDictionary<String, [String]> {
+    var groups: OrderedDictionary<String, [String]> = [:]
+    for (name, quantizer) in quantizers
+    where quantizer.isEnabled && quantizer.site.role == .activation {
+      groups[quantizer.site.tieLeader, default: []].append(name)
+    }
+    return groups
+  }
+
+  func isFrozen(_ tensor: String) -> Bool { quantizers[tensor]?.isFrozen ?? false }
+
+  /// What the tensors of a group saw together; a constant sees itself, once.
+  func mergedStatistics(_ members: [String]) throws(HalfstepError) -> RangeStatistics {
+    var merged = RangeStatistics(keepsHistogram: options.scheme.needsHistogram)
+    for member in members {
+      if let seen = statistics[member] {
+        try merged.merge(seen)
+      } else if let constant = constants[member] {
+        var seen = RangeStatistics(keepsHistogram: options.scheme.needsHistogram)
+        try constant.withFloats { (values) throws(HalfstepError) in seen.observe(values) }
+        guard !seen.sawNonFinite else {
+          throw HalfstepError(
+            .nonFiniteValue, "constant '\(member)' holds a NaN or an infinity")
+        }
+        try merged.merge(seen)
+      }
+    }
+    return merged
+  }
+
+  /// The grid of a site from statistics.
+  func chooseEncoding(
+    _ site: QuantizerSite, _ seen: RangeStatistics
+  ) throws(HalfstepError) -> Encoding {
+    do {
+      return try seen.encoding(
+        for: site.spec, scheme: options.scheme, fixedMinimum: site.fixedMinimum,
+        fixedMaximum: site.fixedMaximum)
+    } catch {
+      throw HalfstepError(error.code, "tensor '\(site.tensor)': \(error.message)", node: error.node)
+    }
+  }
+
+  /// Chooses the grid of a parameter from its values and rounds it.
+  func computeParameterEncoding(_ tensor: String) throws(HalfstepError) {
+    guard let quantizer = quantizers[tensor], let value = constants[tensor] else { return }
+    let encoding: Encoding
+    do {
+      encoding = try Encoding.make(
+        for: value, spec: quantizer.site.spec, scheme: options.scheme)
+    } catch {
+      throw HalfstepError(error.code, "initializer '\(tensor)': \(error.message)", node: error.node)
+    }
+    try adopt(encoding, forParameter: tensor)
+  }
+
+  /// Sets the grid of a parameter and rounds it, if it is enabled.
+  func adopt(_ encoding: Encoding?, forParameter tensor: String) throws(HalfstepError) {
+    if let encoding, let value = constants[tensor], quantizers[tensor]?.isEnabled ?? false {
+      roundedParameters[tensor] = try encoding.fakeQuantize(value)
+    } else {
+      roundedParameters[tensor] = nil
+    }
+    quantizers[tensor]?.encoding = encoding
+    invalidate(calibration: true)
+  }
+
+  /// Refuses weights and biases that are not finite.
+  static func checkParameters(of graph: Graph) throws(HalfstepError) {
+    var checked: Set<String> = []
+    for node in graph.nodes where node.domain.isEmpty {
+      for name in OperatorTraits.parameterInputs(of: node) where checked.insert(name).inserted {
+        guard let tensor = graph.initializers[name], tensor.dataType == .float32 else { continue }
+        var seen = RangeStatistics(keepsHistogram: false)
+        try tensor.withFloats { (values) throws(HalfstepError) in seen.observe(values) }
+        if seen.sawNonFinite {
+          throw HalfstepError(
+            .nonFiniteValue,
+            "initializer '\(name)' of node '\(node.label)' holds a NaN or an infinity",
+            node: node.label)
+        }
+      }
+    }
+  }
+}
+
+extension RangeScheme {
+  /// Whether the scheme looks at more than the smallest and the largest value.
+  var needsHistogram: Bool { self != .minMax }
+
+  /// The name that encodings files use.
+  var fileName: String {
+    switch self {
+    case .minMax: "min_max"
+    case .sqnr: "post_training_tf_enhanced"
+    case .percentile: "post_training_percentile"
+    case .mse: "mse"
+    case .entropy: "entropy"
+    }
+  }
+}
+
+extension QuantizerSite {
+  /// Whether both bounds are prescribed.
+  var isFullyFixed: Bool { fixedMinimum != nil && fixedMaximum != nil }
+}
