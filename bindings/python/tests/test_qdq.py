@@ -71,7 +71,7 @@ def test_whole_network_in_onnxruntime(name, equalize, tmp_path):
     ours = sim.run(feed)[torchvision_models.OUTPUT]
     step = scales(sim)[torchvision_models.OUTPUT]
     # One flipped rounding early in a deep network spreads, so single logits may move by more than
-    # their own step; the bulk must not: nine of ten equal, and the error far below quantization's.
+    # their own step; the bulk must not, and the noise stays far below quantization's own.
     assert (np.abs(ours - theirs) <= step * 1.001).mean() > 0.99
     noise = np.square(ours - theirs, dtype=np.float64).sum()
     assert 10 * np.log10(np.square(theirs, dtype=np.float64).sum() / max(noise, 1e-30)) > 30

@@ -36,6 +36,19 @@ def test_network_agrees_with_onnxruntime(name):
     expect_close(model.run(feed)[torchvision_models.OUTPUT], expected, 1e-4)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+def test_model_of_the_default_exporter_agrees(name):
+    """Batch norms already folded, ReduceMean for pooling, weights in an external file."""
+    path = torchvision_models.ensure(name, MODELS, opset=20, exporter="dynamo")
+    feed = {torchvision_models.INPUT: torchvision_models.inputs(name, batch=2, seed=23)}
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, feed)
+    model = halfstep.Model.load(path)
+    expect_close(model.run(feed)[torchvision_models.OUTPUT], expected, 1e-4)
+    model.equalize()
+    expect_close(model.run(feed)[torchvision_models.OUTPUT], expected, 1e-4)
+
+
 def test_batch_of_any_size_gives_the_same_rows():
     path = torchvision_models.ensure("mobilenet_v2", MODELS)
     pictures = torchvision_models.inputs("mobilenet_v2", batch=3, seed=22)

@@ -18,7 +18,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -141,8 +143,10 @@ def build(name: str, seed: int = 0):
     return model.eval()
 
 
-def export(name: str, path: str | os.PathLike, opset: int = 17, seed: int = 0) -> Path:
-    """Write one model as ONNX with its BatchNormalization nodes and a dynamic batch axis.
+def export(
+    name: str, path: str | os.PathLike, opset: int = 17, seed: int = 0, exporter: str = "script"
+) -> Path:
+    """Write one model as ONNX with a dynamic batch axis.
 
     Parameters
     ----------
@@ -151,9 +155,12 @@ def export(name: str, path: str | os.PathLike, opset: int = 17, seed: int = 0) -
     path : path-like
         The file to write. It appears whole or not at all.
     opset : int
-        Version of the default ONNX domain.
+        Version of the default ONNX domain; "dynamo" takes 18 or more.
     seed : int
         Seed of the weights.
+    exporter : {"script", "dynamo"}
+        "script" keeps BatchNormalization nodes. "dynamo" is torch's default today: it folds batch
+        norms into convolutions, and the weights go to a file of their own beside the model.
     """
     import torch
 
@@ -161,36 +168,54 @@ def export(name: str, path: str | os.PathLike, opset: int = 17, seed: int = 0) -
     path.parent.mkdir(parents=True, exist_ok=True)
     model = build(name, seed)
     side = MODELS[name]
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    names = {"input_names": [INPUT], "output_names": [OUTPUT], "opset_version": opset}
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
     try:
+        aside = folder / path.name
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.onnx.export(
-                model,
-                (torch.zeros(1, 3, side, side),),
-                str(aside),
-                dynamo=False,
-                opset_version=opset,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_axes={INPUT: {0: "N"}, OUTPUT: {0: "N"}},
-                # EVAL would fuse batch norms into convolutions; keep the module's own mode.
-                training=torch.onnx.TrainingMode.PRESERVE,
-                do_constant_folding=False,
-            )
-        os.replace(aside, path)
+            if exporter == "dynamo":
+                example = torch.zeros(2, 3, side, side)  # a batch of 1 would be taken for fixed
+                program = torch.onnx.export(
+                    model,
+                    (example,),
+                    dynamo=True,
+                    verbose=False,
+                    dynamic_shapes=({0: torch.export.Dim("N")},),
+                    **names,
+                )
+                program.save(str(aside), external_data=True)
+            else:
+                torch.onnx.export(
+                    model,
+                    (torch.zeros(1, 3, side, side),),
+                    str(aside),
+                    dynamo=False,
+                    dynamic_axes={INPUT: {0: "N"}, OUTPUT: {0: "N"}},
+                    # EVAL would fuse batch norms into convolutions; keep the module's own mode.
+                    training=torch.onnx.TrainingMode.PRESERVE,
+                    do_constant_folding=False,
+                    **names,
+                )
+        for file in sorted(folder.iterdir(), key=lambda file: file == aside):
+            os.replace(file, path.parent / file.name)  # the model last: it needs the weights
     finally:
-        aside.unlink(missing_ok=True)
+        shutil.rmtree(folder)
     return path
 
 
 def ensure(
-    name: str, folder: str | os.PathLike = ".build/models", opset: int = 17, seed: int = 0
+    name: str,
+    folder: str | os.PathLike = ".build/models",
+    opset: int = 17,
+    seed: int = 0,
+    exporter: str = "script",
 ) -> Path:
     """Return the path of an exported model, exporting it only if the folder lacks it."""
-    variant = "" if (opset, seed) == (17, 0) else f"_opset{opset}_seed{seed}"
+    plain = (opset, seed, exporter) == (17, 0, "script")
+    variant = "" if plain else f"_{exporter}_opset{opset}_seed{seed}"
     path = Path(folder) / f"{name}{variant}.onnx"
-    return path if path.exists() else export(name, path, opset, seed)
+    return path if path.exists() else export(name, path, opset, seed, exporter)
 
 
 def summary(path: str | os.PathLike) -> str:
@@ -233,13 +258,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--opset", type=int, default=17)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--exporter", choices=("script", "dynamo"), default="script")
     parser.add_argument("--check", action="store_true", help="run each in onnxruntime")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.names) - set(MODELS))
     if unknown:
         parser.error(f"unknown model {', '.join(unknown)}")
     for name in options.names or MODELS:
-        path = ensure(name, options.out, options.opset, options.seed)
+        path = ensure(name, options.out, options.opset, options.seed, options.exporter)
         print(f"{path}\n  {summary(path)}")
         if options.check:
             print(f"  {check(path, name)}")
