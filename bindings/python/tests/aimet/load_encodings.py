@@ -108,7 +108,7 @@ def report(job: dict) -> dict:
     )
     document = json.loads(Path(job["encodings"]).read_text())
     strict = job.get("strict", True)
-    biases = without_biases(document) if strict else []
+    biases = without_biases(document)
     placed = {name for name, quantizer in sim.qc_quantize_op_dict.items() if quantizer.enabled}
     try:
         mismatches = load_encodings_to_sim(sim, document, strict=strict)
