@@ -127,7 +127,7 @@ private struct WeightSearch {
     clippingWeight: Double
   ) -> GridChoice {
     // The error of few values is a bumpy function of the scale and needs more candidates.
-    let search = RangeSearch(fit: fit, minimum: low, maximum: high, thorough: count < 1024)
+    let search = RangeSearch(fit: fit, minimum: low, maximum: high, thorough: count < 4096)
     return search.best { choice in
       let grid = GridConstants(
         reciprocal: Float(1 / choice.scale), scale: Float(choice.scale),

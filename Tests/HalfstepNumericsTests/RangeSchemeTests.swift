@@ -59,12 +59,13 @@ let allSpecs: [QuantizerSpec] = [2, 3, 4, 8, 16].flatMap { bits in
   }
 
   @Test func percentileCutsTheStatedShare() throws {
-    // 1...1000: 1 % from the top leaves 990 within half a bin of 2^−1 (data below 1024, so e = −1).
+    // 1...1000: the top 1 % is above 990. The largest is below 2^10, so bins are 2^(9−11) = 0.25 wide,
+    // and the bin of 990 ends at 990.25.
     let statistics = observed((1...1000).map(Float.init))
     let spec = QuantizerSpec(bits: 8, isSymmetric: false)
     let encoding = try statistics.encoding(for: spec, scheme: .percentile(99))
     #expect(encoding.zeroPoints == [0])
-    expectClose(encoding.scales[0], Float(990.5 / 255), ulps: 1)
+    expectClose(encoding.scales[0], Float(990.25 / 255), ulps: 1)
     let all = try statistics.encoding(for: spec, scheme: .percentile(100))
     expectClose(all.scales[0], 1000 / 255, ulps: 1)
   }

@@ -15,7 +15,7 @@ struct ValueScan {
 
   /// Exponent of the bin width, valid once a value was counted.
   private(set) var exponent = RangeStatistics.minimumExponent
-  /// Four interleaved histograms of 4,096 bins: neighbors in memory go to different ones, so that
+  /// Four interleaved histograms of 8,192 bins: neighbors in memory go to different ones, so that
   /// equal values do not wait for each other's increment.
   private let counters: UnsafeMutablePointer<UInt32>?
 

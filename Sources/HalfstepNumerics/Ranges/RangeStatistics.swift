@@ -31,24 +31,24 @@ package struct RangeStatistics: Sendable, Hashable {
 
   // MARK: - Bins
 
-  /// Bins on either side of zero for values in the largest magnitude's octave: 1,025...2,048.
-  static let binsPerSide = 2048
+  /// Most bins on either side of zero; data up to the largest magnitude takes 2,049...4,096.
+  static let binsPerSide = 4096
   /// Most values that statistics may count; adding a tensor to that cannot overflow.
   static let countLimit: UInt64 = 1 << 62
-  /// Smallest exponent of the bin width. Magnitudes below 2⁻⁸⁹ all share the bins next to zero.
+  /// Smallest exponent of the bin width. Magnitudes below 2⁻¹⁰⁰ all share the bins next to zero.
   static let minimumExponent = -100
 
   /// Exponent `e` of the bin width 2^e for data of a given largest magnitude.
   ///
-  /// For a magnitude in [2^k, 2^(k+1)) it is k − 10, but never less than `minimumExponent`.
+  /// For a magnitude in [2^k, 2^(k+1)) it is k − 11, but never less than `minimumExponent`.
   static func binExponent(forMagnitude magnitude: Float) -> Int {
     guard magnitude > 0 else { return minimumExponent }
-    return max(Int(magnitude.exponent) - 10, minimumExponent)
+    return max(Int(magnitude.exponent) - 11, minimumExponent)
   }
 
   /// Index of the bin that holds a finite value: ⌊x/2^e⌋.
   static func binIndex(_ value: Float, exponent: Int) -> Int {
-    // A power of two scales exactly, and the quotient is below 2,048 by choice of the exponent.
+    // A power of two scales exactly, and the quotient is below 4,096 by choice of the exponent.
     Int((Double(value) * Double(sign: .plus, exponent: -exponent, significand: 1)).rounded(.down))
   }
 

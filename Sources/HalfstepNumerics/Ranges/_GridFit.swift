@@ -47,14 +47,17 @@ struct GridFit {
   ///
   /// Symmetric: the scale is `max(maximum/P, −minimum/N)`, so that an end that has more codes may
   /// reach further. Asymmetric: `(maximum − minimum)/(2^bits − 1)`, zero point rounded half to even.
-  /// The scale is never below `smallestScale`.
   ///
   /// - Parameters:
   ///   - minimum: Lower end; values above 0 count as 0.
   ///   - maximum: Upper end; values below 0 count as 0.
-  func covering(minimum: Double, maximum: Double) -> GridChoice {
+  ///   - smallestScale: Least scale; by default AIMET's floor for min-max ranges.
+  func covering(
+    minimum: Double, maximum: Double, smallestScale: Double? = nil
+  ) -> GridChoice {
     let low = min(minimum, 0)
     let high = max(maximum, 0)
+    let smallestScale = smallestScale ?? self.smallestScale
     guard spec.isSymmetric else {
       let scale = max((high - low) / positiveSteps, smallestScale)
       return GridChoice(scale: scale, zeroPoint: zeroPoint(minimum: low, scale: scale))

@@ -28,7 +28,8 @@ struct HistogramNoise {
     first = Double(statistics.firstBin)
     low = Double(statistics.minimum) / binWidth
     high = Double(statistics.maximum) / binWidth
-    counts = statistics.binCounts.map(Double.init)
+    // A bare `Double.init` would choose the initializer from a bit pattern.
+    counts = statistics.binCounts.map { Double($0) }
     var total = SIMD4<Double>()
     sums.reserveCapacity(counts.count + 1)
     for bin in counts.indices {

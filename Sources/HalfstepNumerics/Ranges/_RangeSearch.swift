@@ -24,6 +24,7 @@ struct RangeSearch {
   private let stepsPerSide: Int
   /// Starting points that are refined.
   private let starts: Int
+  private let smallestScale: Double
 
   /// Creates a search over parts of the range from the smallest to the largest value.
   ///
@@ -34,7 +35,10 @@ struct RangeSearch {
     self.maximum = max(maximum, 0)
     steps = thorough ? 100 : 20
     stepsPerSide = thorough ? 16 : 8
-    starts = thorough ? 3 : 1
+    starts = thorough ? 6 : 1
+    // AIMET's floor would erase data near 10⁻⁷; the search needs one only where there is no range.
+    smallestScale =
+      self.minimum == 0 && self.maximum == 0 ? fit.smallestScale : Self.leastScale
   }
 
   /// The candidate with the least cost.
@@ -65,6 +69,10 @@ struct RangeSearch {
       // Clipping grows as the range shrinks: no later candidate can win.
       if points[points.count - 1].clipping >= least && least > 0 { break }
     }
+    for step in 1...max(1, steps / 20) {
+      let share = 1 + Double(step) / Double(steps)
+      points.append(point(share, share, cost))
+    }
     return points
   }
 
@@ -86,6 +94,10 @@ struct RangeSearch {
     return points
   }
 
+  /// Scales whose reciprocals and products with codes are ordinary floats.
+  private static let leastScale = 0x1p-100
+  /// Ranges somewhat wider than the data can align a coarse grid better with it.
+  private static let widestShare = 1.0625
   /// Shares closer than this are not told apart.
   private static let finestStep = 0x1p-11
 
@@ -98,7 +110,8 @@ struct RangeSearch {
   }
 
   private func point(_ low: Double, _ high: Double, _ cost: (GridChoice) -> RangeCost) -> Point {
-    let choice = fit.covering(minimum: minimum * low, maximum: maximum * high)
+    let choice = fit.covering(
+      minimum: minimum * low, maximum: maximum * high, smallestScale: smallestScale)
     let cost = cost(choice)
     return Point(
       low: low, high: high, choice: choice, cost: cost.total, clipping: cost.clipping)
@@ -119,8 +132,9 @@ struct RangeSearch {
       for (low, high) in moves {
         let low = best.low + low * step
         let high = best.high + high * step
-        // Ranges somewhat wider than the data can align a coarse grid better with it.
-        guard low > 0, high > 0, low <= 1.0625, high <= 1.0625 else { continue }
+        guard low > 0, high > 0, low <= Self.widestShare, high <= Self.widestShare else {
+          continue
+        }
         let next = point(low, high, cost)
         if next.cost < (better ?? best).cost { better = next }
       }
