@@ -4,6 +4,13 @@
 
 import PackageDescription
 
+// What is installed carries the Swift runtime with it; the two libraries are parts of Foundation that
+// its own modules name only when the whole program is compiled for static linking. SwiftPM refuses
+// unsafe flags in what a remote package depends on: only products that nobody outside uses have them.
+let staticRuntime: LinkerSetting = .unsafeFlags(
+  ["-static-stdlib", "-use-ld=lld", "-l_FoundationCShims", "-l_FoundationCollections"],
+  .when(platforms: [.linux]))
+
 let package = Package(
   name: "halfstep",
   products: [
@@ -15,7 +22,8 @@ let package = Package(
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", exact: "1.8.2"),
     .package(url: "https://github.com/apple/swift-collections", exact: "1.6.0"),
-    .package(url: "https://github.com/apple/swift-protobuf", exact: "1.39.0"),
+    // Without its traits, which would take all of Foundation (30 MB) into the library.
+    .package(url: "https://github.com/apple/swift-protobuf", exact: "1.39.0", traits: []),
   ],
   targets: [
     // MARK: - System libraries
@@ -56,13 +64,11 @@ let package = Package(
         "HalfstepNumerics",
       ]),
     .target(
-      name: "HalfstepC", dependencies: ["Halfstep", "CHalfstep"], exclude: ["exports.map"],
-      // Only this target: SwiftPM refuses unsafe flags in what a remote package depends on, and nobody
-      // outside depends on this product. The Swift runtime goes into the library.
+      name: "HalfstepC", dependencies: ["Halfstep", "CHalfstep"], exclude: ["Packaging", "exports.map"],
       linkerSettings: [
+        staticRuntime,
         .unsafeFlags(
           [
-            "-static-stdlib", "-use-ld=lld",
             "-Xlinker", "-soname=libhalfstep.so.0",
             "-Xlinker", "--version-script=\(Context.packageDirectory)/Sources/HalfstepC/exports.map",
           ], .when(platforms: [.linux]))
@@ -72,7 +78,9 @@ let package = Package(
       dependencies: [
         "Halfstep",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
-      ]),
+      ],
+      // The tool runs where no Swift is installed.
+      linkerSettings: [staticRuntime]),
 
     // MARK: - Tests
     .target(

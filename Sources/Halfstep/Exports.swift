@@ -23,4 +23,7 @@ public typealias RangeScheme = HalfstepNumerics.RangeScheme
 public typealias QuantizerSpec = HalfstepNumerics.QuantizerSpec
 
 /// The version of the library, such as "0.1.0".
-public let halfstepVersion: String = "0.1.0"
+public var halfstepVersion: String { versionText.description }
+
+/// The version as static text; the Makefile reads this line.
+package let versionText: StaticString = "0.1.0"

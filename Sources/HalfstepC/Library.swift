@@ -7,9 +7,6 @@ import Halfstep
 @_cdecl("hs_version") @implementation
 public func hs_version() -> UnsafePointer<CChar>? { cString(versionText) }
 
-// A static string, so that the pointer lives for ever; a test holds it to `halfstepVersion`.
-private let versionText: StaticString = "0.1.0"
-
 @_cdecl("hs_status_name") @implementation
 public func hs_status_name(_ status: hs_status) -> UnsafePointer<CChar>? {
   guard status != HS_OK else { return cString("HS_OK") }

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+# Builds, installs and tests Halfstep. `make help` lists the targets.
+
+SHELL := /bin/sh
+PREFIX ?= /usr/local
+DESTDIR ?=
+JOBS ?= $(shell nproc)
+SWIFT ?= swift
+# One set of flags for the library, the tool and the tests, so that nothing is compiled twice.
+SWIFT_FLAGS := -c release -j $(JOBS)
+BUILD := .build/release
+# What examples and C tests link with: an installation inside .build.
+STAGE := $(CURDIR)/.build/stage
+
+VERSION := $(shell sed -n 's/^package let versionText.*"\(.*\)"$$/\1/p' Sources/Halfstep/Exports.swift)
+SERIES := $(basename $(VERSION))
+SONAME := libhalfstep.so.0
+DEBIAN_PACKAGES := g++ make pkg-config libdnnl-dev zlib1g-dev
+
+.PHONY: help deps build install stage test-swift test-c test-examples clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+deps: ## Install the Debian packages that the build needs, or say how
+	@missing=; for package in $(DEBIAN_PACKAGES); do \
+	  dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q 'ok installed' \
+	    || missing="$$missing $$package"; \
+	done; \
+	test -n "$$missing" || exit 0; \
+	install="apt-get install -y --no-install-recommends$$missing"; \
+	if ! command -v apt-get >/dev/null; then \
+	  echo "missing:$$missing (Debian names); install their like with your package manager" >&2; \
+	  exit 1; \
+	elif [ "$$(id -u)" = 0 ]; then apt-get update && $$install; \
+	elif sudo -n true 2>/dev/null; then sudo apt-get update && sudo $$install; \
+	else echo "missing packages; run: sudo apt-get update && sudo $$install" >&2; exit 1; fi
+
+build: ## Build the C library and the command-line tool
+	$(SWIFT) build $(SWIFT_FLAGS) --product HalfstepC
+	$(SWIFT) build $(SWIFT_FLAGS) --product halfstep
+
+install: build ## Install under PREFIX (default /usr/local), below DESTDIR if that is set
+	$(MAKE) --no-print-directory copy-files ROOT='$(DESTDIR)$(PREFIX)'
+
+stage: build ## Install inside .build, for the examples and tests
+	@$(MAKE) --no-print-directory copy-files ROOT='$(STAGE)' PREFIX='$(STAGE)'
+
+# Copies what was built to ROOT; files name PREFIX as their place.
+.PHONY: copy-files
+copy-files:
+	@install -d '$(ROOT)/bin' '$(ROOT)/include' '$(ROOT)/lib/pkgconfig' '$(ROOT)/lib/cmake/halfstep'
+	@install -m 644 include/halfstep.h include/halfstep.hpp '$(ROOT)/include'
+	@strip -o '$(ROOT)/lib/.libhalfstep.so' $(BUILD)/libHalfstepC.so
+	@chmod 755 '$(ROOT)/lib/.libhalfstep.so'
+	@mv '$(ROOT)/lib/.libhalfstep.so' '$(ROOT)/lib/libhalfstep.so.$(VERSION)'
+	@ln -sf libhalfstep.so.$(VERSION) '$(ROOT)/lib/$(SONAME)'
+	@ln -sf $(SONAME) '$(ROOT)/lib/libhalfstep.so'
+	@strip -o '$(ROOT)/bin/.halfstep' $(BUILD)/halfstep
+	@chmod 755 '$(ROOT)/bin/.halfstep'
+	@mv '$(ROOT)/bin/.halfstep' '$(ROOT)/bin/halfstep'
+	@sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' \
+	  Sources/HalfstepC/Packaging/halfstep.pc.in > '$(ROOT)/lib/pkgconfig/halfstep.pc'
+	@install -m 644 Sources/HalfstepC/Packaging/halfstepConfig.cmake '$(ROOT)/lib/cmake/halfstep'
+	@sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@SERIES@|$(SERIES)|g' \
+	  Sources/HalfstepC/Packaging/halfstepConfigVersion.cmake.in \
+	  > '$(ROOT)/lib/cmake/halfstep/halfstepConfigVersion.cmake'
+
+test-swift: ## Run the Swift tests
+	$(SWIFT) test $(SWIFT_FLAGS) --disable-testable-imports
+
+test-c: stage ## Run the tests of the C interface
+	$(MAKE) --no-print-directory -C Tests/CABITests STAGE='$(STAGE)'
+
+test-examples: stage ## Build and run the examples, and compare what they write
+	STAGE='$(STAGE)' Tests/CABITests/examples.sh
+
+clean: ## Remove what was built
+	rm -rf .build
