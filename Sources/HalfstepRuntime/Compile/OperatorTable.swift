@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one table from operators to the functions that compile them.
+
+import HalfstepGraph
+import HalfstepNumerics
+
+/// Compiles one node: reads its inputs from the lowering, emits steps, returns its outputs.
+typealias OperatorBuilder = (Lowering, Node) throws(HalfstepError) -> [Value]
+
+/// The one table from operators to the functions that compile them.
+enum OperatorTable {
+  /// The builder of a node's operator, or nil if the runtime cannot execute it.
+  static func builder(for node: Node) -> OperatorBuilder? {
+    guard node.domain.isEmpty else { return nil }
+    return builders[node.opType]
+  }
+
+  /// Says why a node cannot run; nil if it can, as far as its operator and outputs tell.
+  static func objection(to node: Node) -> String? {
+    guard builder(for: node) != nil else {
+      return node.domain.isEmpty ? node.opType : "\(node.domain).\(node.opType)"
+    }
+    let limit = outputLimits[node.opType] ?? 1
+    let used = node.outputs.indices.filter { !node.outputs[$0].isEmpty }
+    if let last = used.last, last >= limit { return "\(node.opType) with \(last + 1) outputs" }
+    return nil
+  }
+
+  private nonisolated(unsafe) static let builders: [String: OperatorBuilder] = {
+    // Never written after it is made; the builders are functions without state.
+    var table: [String: OperatorBuilder] = [:]
+    for group in [
+      convolutionOperators, poolingOperators, matrixOperators, normalizationOperators,
+      activationOperators, arithmeticOperators, reductionOperators, viewOperators,
+      movementOperators, constantOperators, quantizationOperators,
+    ] {
+      table.merge(group) { first, _ in first }
+    }
+    return table
+  }()
+
+  /// How many outputs a builder provides, where that is not 1.
+  private static let outputLimits: [String: Int] = ["Split": .max, "Dropout": 1]
+}
