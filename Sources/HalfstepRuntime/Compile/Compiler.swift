@@ -66,7 +66,12 @@ extension Program {
     let node = graph.nodes[position]
     lowering.begin(node)
     do {
-      let outputs = try fold(node, lowering) ?? build(node, lowering)
+      let outputs: [Value]
+      if let folded = try fold(node, lowering) {
+        outputs = folded
+      } else {
+        outputs = try build(node, lowering)
+      }
       for (name, value) in zip(node.outputs, outputs) where !name.isEmpty {
         try finish(name, value, lowering)
       }
@@ -79,7 +84,7 @@ extension Program {
     guard let builder = OperatorTable.builder(for: node) else {
       throw HalfstepError(.unsupportedOperator, "operator \(node.opType) is not supported")
     }
-    return try builder(lowering, node)
+    return try builder.build(lowering, node)
   }
 
   /// Compiles a chain: the leader with as many followers as one primitive takes, then the rest.

@@ -158,7 +158,8 @@ final class Lowering {
   /// The value in a given layout; nil means row-major.
   func arranged(_ value: Value, _ target: MemoryDescriptor?) throws(HalfstepError) -> Value {
     let from = try value.descriptor()
-    let to = try target ?? MemoryDescriptor(value.dimensions)
+    let to: MemoryDescriptor
+    if let target { to = target } else { to = try MemoryDescriptor(value.dimensions) }
     if from == to { return value }
     if let copy = value.copies.first(where: { copy in
       copy.layout == target || (copy.layout.map { $0 == to } ?? false)

@@ -5,7 +5,13 @@ import HalfstepGraph
 import HalfstepNumerics
 
 /// Compiles one node: reads its inputs from the lowering, emits steps, returns its outputs.
-typealias OperatorBuilder = (Lowering, Node) throws(HalfstepError) -> [Value]
+struct OperatorBuilder: Sendable {
+  let build: @Sendable (Lowering, Node) throws(HalfstepError) -> [Value]
+
+  init(_ build: @escaping @Sendable (Lowering, Node) throws(HalfstepError) -> [Value]) {
+    self.build = build
+  }
+}
 
 /// The one table from operators to the functions that compile them.
 enum OperatorTable {
@@ -26,8 +32,7 @@ enum OperatorTable {
     return nil
   }
 
-  private nonisolated(unsafe) static let builders: [String: OperatorBuilder] = {
-    // Never written after it is made; the builders are functions without state.
+  private static let builders: [String: OperatorBuilder] = {
     var table: [String: OperatorBuilder] = [:]
     for group in [
       convolutionOperators, poolingOperators, matrixOperators, normalizationOperators,

@@ -17,20 +17,6 @@ enum PostOperation {
   case fakeQuantize(Encoding)
 }
 
-extension Encoding {
-  /// The rounding to this per-tensor grid as elementwise functions, each rounding once: the same
-  /// bits as the kernel in HalfstepNumerics.
-  var asEltwise: [Eltwise] {
-    let zero = Int(zeroPoints[0])
-    return [
-      Eltwise(dnnl_eltwise_linear, 1 / scales[0], 0),
-      Eltwise(dnnl_eltwise_round),
-      Eltwise(dnnl_eltwise_clip, Float(minimumCode - zero), Float(maximumCode - zero)),
-      Eltwise(dnnl_eltwise_linear, scales[0], 0),
-    ]
-  }
-}
-
 extension Lowering {
   /// Appends steps that do the operations one after another.
   func apply(_ operations: [PostOperation], to value: Value) throws(HalfstepError) -> Value {
@@ -60,12 +46,13 @@ extension Lowering {
   /// Appends a step that rounds a tensor to a grid, in whatever layout it has.
   func fakeQuantize(_ value: Value, _ encoding: Encoding) throws(HalfstepError) -> Value {
     let result = try makeValue(value.shape, layout: value.layout)
-    let count = value.storedCount
+    // Per tensor: the order in memory does not matter, and padding stays zero.
+    let layout = try encoding.layout(for: .vector(value.storedCount))
     let source = value.buffer
     let target = result.buffer
     emit("quantize", reads: [value], writes: [result], inPlace: (value, result)) {
       () throws(HalfstepError) in
-      FakeQuantization.run(source.floats, target.floats, count: count, encoding)
+      encoding.fakeQuantize(source.floats, into: target.floats, layout: layout)
     }
     return result
   }

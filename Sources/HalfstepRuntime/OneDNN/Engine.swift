@@ -40,8 +40,7 @@ final class Engine: @unchecked Sendable {
     if status == dnnl_out_of_memory {
       throw HalfstepError(.outOfMemory, "oneDNN: out of memory while \(action())")
     }
-    let reason = String(cString: dnnl_status2str(status))
-    throw HalfstepError(.internalError, "oneDNN: \(reason) while \(action())")
+    throw HalfstepError(.internalError, "oneDNN: status \(status.rawValue) while \(action())")
   }
 }
 

@@ -82,53 +82,60 @@ struct MemoryDescriptor: Equatable {
   /// Zeros that the layout adds to the tensor.
   var paddingZeros: Int { elementCount - dimensions.reduce(1, *) }
 
-  /// The same memory with size-1 dimensions and splits that change no order taken out, outermost
-  /// first: two descriptors with the same walk place every element at the same offset.
-  ///
-  /// Nil if the layout is not made of dense blocks or has padding.
-  var walk: [[Int]]? {
-    guard raw.format_kind == dnnl_blocked, raw.offset0 == 0, paddingZeros == 0 else { return nil }
-    let blocking = raw.format_desc.blocking
-    let strides = Self.prefix(blocking.strides, rank)
-    let count = Int(blocking.inner_nblks)
-    let blocks = Self.prefix(blocking.inner_blks, count)
-    let axes = Self.prefix(blocking.inner_idxs, count)
-    var outer = dimensions
-    for (block, axis) in zip(blocks, axes) { outer[axis] /= max(block, 1) }
-    var walk: [[Int]] = []
-    func append(_ axis: Int, _ extent: Int) {
-      if extent == 1 { return }
-      if let last = walk.last, last[0] == axis {
-        walk[walk.count - 1][1] *= extent
-      } else {
-        walk.append([axis, extent])
-      }
-    }
-    for axis in outer.indices.sorted(by: { (strides[$0], -$0) > (strides[$1], -$1) }) {
-      append(axis, outer[axis])
-    }
-    for (block, axis) in zip(blocks, axes) { append(axis, block) }
-    return walk
+  /// A loop over a part of one axis: `extent` turns that each move `step` indices along it.
+  struct Factor: Equatable {
+    var axis: Int
+    var extent: Int
+    var step: Int
   }
 
-  /// The block of channels that lie together if this is a layout such as nChw8c or nChw16c:
-  /// channels split once, everything else in row-major order. Nil for any other layout.
-  var channelBlock: Int? {
-    guard raw.format_kind == dnnl_blocked, raw.offset0 == 0, rank >= 2 else { return nil }
-    let blocking = raw.format_desc.blocking
-    guard blocking.inner_nblks == 1, blocking.inner_idxs.0 == 1 else { return nil }
-    let block = Int(blocking.inner_blks.0)
-    let padded = paddedDimensions
-    guard block > 1, padded[1] % block == 0 else { return nil }
-    for axis in 0..<rank where axis != 1 && padded[axis] != dimensions[axis] { return nil }
-    var expected = block
-    let strides = Self.prefix(blocking.strides, rank)
-    for axis in stride(from: rank - 1, through: 0, by: -1) {
-      let extent = axis == 1 ? padded[1] / block : dimensions[axis]
-      guard extent == 1 || strides[axis] == expected else { return nil }
-      expected *= extent
+  /// The nest of loops that visits the elements in memory order, outermost first.
+  ///
+  /// Nil if the layout has padding or is not made of dense blocks.
+  var factors: [Factor]? {
+    guard raw.format_kind == dnnl_blocked, raw.offset0 == 0, paddingZeros == 0 else { return nil }
+    let strides = strides
+    let count = Int(raw.format_desc.blocking.inner_nblks)
+    let blocks = Self.prefix(raw.format_desc.blocking.inner_blks, count)
+    let axes = Self.prefix(raw.format_desc.blocking.inner_idxs, count)
+    var outer = dimensions
+    for (block, axis) in zip(blocks, axes) {
+      guard block > 0, outer.indices.contains(axis), outer[axis] % block == 0 else { return nil }
+      outer[axis] /= block
     }
-    return block
+    var nest: [Factor] = []
+    for axis in outer.indices.sorted(by: { (strides[$0], -$0) > (strides[$1], -$1) }) {
+      nest.append(Factor(axis: axis, extent: outer[axis], step: 1))
+    }
+    for (block, axis) in zip(blocks, axes) {
+      nest.append(Factor(axis: axis, extent: block, step: 1))
+    }
+    // Steps: the product of the extents of the loops over the same axis further in.
+    var inner = [Int](repeating: 1, count: rank)
+    var span = 1
+    for position in nest.indices.reversed() {
+      let factor = nest[position]
+      nest[position].step = inner[factor.axis]
+      inner[factor.axis] *= factor.extent
+      span *= factor.extent
+    }
+    return span == elementCount ? nest : nil
+  }
+
+  /// The loops that really turn, those over neighboring parts of one axis joined: two descriptors
+  /// with the same walk place every element at the same offset.
+  var walk: [Factor]? {
+    guard let factors else { return nil }
+    var walk: [Factor] = []
+    for factor in factors where factor.extent > 1 {
+      if let last = walk.last, last.axis == factor.axis {
+        walk[walk.count - 1].extent *= factor.extent
+        walk[walk.count - 1].step = factor.step
+      } else {
+        walk.append(factor)
+      }
+    }
+    return walk
   }
 
   private static func prefix<Tuple, Element: BinaryInteger>(

@@ -37,7 +37,7 @@ final class PrimitiveAttributes {
   func append(_ function: Eltwise) throws(HalfstepError) {
     try Engine.check(
       dnnl_post_ops_append_eltwise(
-        postOperations, 1, function.algorithm, function.alpha, function.beta),
+        postOperations, function.scale, function.algorithm, function.alpha, function.beta),
       "appending an elementwise function")
     count += 1
   }
@@ -69,6 +69,8 @@ struct Eltwise: Equatable {
   let algorithm: dnnl_alg_kind_t
   var alpha: Float = 0
   var beta: Float = 0
+  /// Factor of the result; only for post-operations.
+  var scale: Float = 1
 
   init(_ algorithm: dnnl_alg_kind_t, _ alpha: Float = 0, _ beta: Float = 0) {
     self.algorithm = algorithm

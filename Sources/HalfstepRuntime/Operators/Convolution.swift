@@ -6,10 +6,10 @@ import HalfstepGraph
 import HalfstepNumerics
 
 let convolutionOperators: [String: OperatorBuilder] = [
-  "Conv": { (lowering, node) throws(HalfstepError) in
+  "Conv": OperatorBuilder { (lowering, node) throws(HalfstepError) in
     [try FusedLayer(node, lowering).build([])]
   },
-  "ConvTranspose": { (lowering, node) throws(HalfstepError) in
+  "ConvTranspose": OperatorBuilder { (lowering, node) throws(HalfstepError) in
     [try FusedLayer(node, lowering).build([])]
   },
 ]
@@ -94,20 +94,12 @@ private struct Convolution {
   }
 
   func build(_ operations: [PostOperation]) throws(HalfstepError) -> Value {
-    guard let plain = try descriptor(nil) else {
-      throw HalfstepError(.internalError, "oneDNN has no convolution for \(input.shape)")
-    }
-    guard !operations.isEmpty, let result = plain.descriptor(dnnl_query_dst_md),
-      let attachment = try Attachment(operations, result: result, lowering),
-      let fused = try descriptor(attachment.attributes),
-      // Another implementation may add in another order: fusing must not change a bit.
-      fused.implementation == plain.implementation,
-      fused.descriptor(dnnl_query_dst_md) == result
-    else {
-      let value = try emit(plain, nil)
-      return try lowering.apply(operations, to: value)
-    }
-    return try emit(fused, attachment)
+    try lowering.emitFused(
+      operations,
+      describe: { (attributes) throws(HalfstepError) in try descriptor(attributes) },
+      emit: { (descriptor, attachment) throws(HalfstepError) in
+        try emit(descriptor, attachment)
+      })
   }
 
   private var weightDimensions: [Int] {
@@ -116,9 +108,8 @@ private struct Convolution {
   }
 
   private func descriptor(
-    _ attributes: PrimitiveAttributes?
+    _ attributes: PrimitiveAttributes
   ) throws(HalfstepError) -> PrimitiveDescriptor? {
-    let attributes = try attributes ?? PrimitiveAttributes()
     let source = try MemoryDescriptor.any(input.dimensions)
     let kernel = try MemoryDescriptor.any(weightDimensions)
     let target = try MemoryDescriptor.any(outputShape.dimensions)
