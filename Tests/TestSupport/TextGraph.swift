@@ -13,7 +13,8 @@ import OrderedCollections
 /// `z:f1,2` floats, `k~0.5` one float. `& k[3]` makes a Constant node. Attribute values are integers,
 /// lists of integers, `f0.5` for a float, or text. Nodes are named `n0`, `n1`, …
 package enum TextGraph {
-  /// Builds and checks a graph with input `x`; outputs are `y`, and `y2` where it is written.
+  /// Builds and checks a graph with input `x`; outputs are `y`, and `y2` where it is written. An
+  /// extent below 0 is left open.
   package static func make(
     _ lines: [String], inputs: [(String, [Int])] = [("x", [1, 3, 8, 8])],
     outputs: [String] = ["y", "y2"]
@@ -51,7 +52,7 @@ package enum TextGraph {
     }
     let produced = Set(graph.nodes.flatMap(\.outputs))
     graph.inputs = inputs.map {
-      ValueInfo(name: $0.0, dataType: .float32, dimensions: $0.1.map { .fixed($0) })
+      ValueInfo(name: $0.0, dataType: .float32, dimensions: $0.1.map { $0 < 0 ? .symbolic("N") : .fixed($0) })
     }
     graph.outputs = outputs.filter { produced.contains($0) }.map {
       ValueInfo(name: $0, dataType: nil, dimensions: nil)

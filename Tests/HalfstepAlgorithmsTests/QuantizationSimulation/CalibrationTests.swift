@@ -134,7 +134,7 @@ import Testing
     expectError(.encodingMismatch, "another") {
       try simulate(net, scheme: .mse).mergeStatistics(bytes)
     }
-    var weights = try TextGraph.make(net)
+    var weights = try imageGraph(net)
     weights.initializers["b"] = try Tensor([1, 2, 3, 4], shape: [4])
     let changed = try QuantizationSimulation(graph: weights, configuration: .everything)
     expectError(.encodingMismatch, "other weights") { try changed.mergeStatistics(bytes) }
@@ -194,7 +194,7 @@ import Testing
   }
 
   @Test(arguments: ["w", "b"]) func nonFiniteWeightsAreNamed(_ name: String) throws {
-    var graph = try TextGraph.make(net)
+    var graph = try imageGraph(net)
     var tensor = try #require(graph.initializers[name])
     try tensor.withMutableFloats { (values) throws(HalfstepError) in values[1] = .nan }
     graph.initializers[name] = tensor

@@ -57,7 +57,7 @@ import Testing
       options.parameterBits = bits
       options.activationBits = bits
       let simulation = try QuantizationSimulation(
-        graph: TextGraph.make(net), configuration: .everything, options: options)
+        graph: imageGraph(net), configuration: .everything, options: options)
       try simulation.observe(data)
       try simulation.computeEncodings()
       let row = try #require(try simulation.analyzeLayers([data]).rows.last)
@@ -227,7 +227,7 @@ import Testing
     var options = QuantizationSimulation.Options()
     options.excludedLayers = ["n0"]
     let simulation = try QuantizationSimulation(
-      graph: TextGraph.make(net), configuration: .everything, options: options)
+      graph: imageGraph(net), configuration: .everything, options: options)
     try simulation.observe(batch(images(2)))
     try simulation.computeEncodings()
     let table = try simulation.encodings()

@@ -22,7 +22,7 @@ extension RuntimeConfiguration {
 }
 
 func simulate(
-  _ lines: [String], input shape: [Int] = [1, 3, 8, 8],
+  _ lines: [String], input shape: [Int] = [-1, 3, 8, 8],
   configuration: RuntimeConfiguration = .everything, scheme: RangeScheme = .minMax
 ) throws -> QuantizationSimulation {
   var options = QuantizationSimulation.Options()
@@ -30,6 +30,11 @@ func simulate(
   return try QuantizationSimulation(
     graph: TextGraph.make(lines, inputs: [("x", shape)]), configuration: configuration,
     options: options)
+}
+
+/// A graph that takes batches of images.
+func imageGraph(_ lines: [String]) throws -> Graph {
+  try TextGraph.make(lines, inputs: [("x", [-1, 3, 8, 8])])
 }
 
 /// Images of seeded noise, `[count, 3, 8, 8]`, whose spread grows from image to image.
