@@ -12,7 +12,9 @@ import HalfstepNumerics
 /// The bytes of a whole file; pages already used can be given back before the rest.
 ///
 /// The file is read, not mapped: a mapped file that somebody truncates ends the process.
-final class FileBuffer {
+final class FileBuffer: @unchecked Sendable {
+  // Unchecked: the pointers never change, and only the one reader calls `discard`.
+
   /// The content.
   let bytes: UnsafeRawBufferPointer
   private let mapping: UnsafeMutableRawPointer
