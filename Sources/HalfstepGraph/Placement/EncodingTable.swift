@@ -10,6 +10,8 @@ package struct EncodingTable: Hashable, Sendable {
   package var activations: OrderedDictionary<String, Encoding> = [:]
   /// Encodings of constants.
   package var parameters: OrderedDictionary<String, Encoding> = [:]
+  /// Widths of the floating-point format of tensors that stay floating-point at a given precision.
+  package var floatBits: OrderedDictionary<String, Int> = [:]
   /// What the file records about how the quantizers were set up.
   package var arguments: QuantizerArguments?
   /// Names of nodes that the user left unquantized.
