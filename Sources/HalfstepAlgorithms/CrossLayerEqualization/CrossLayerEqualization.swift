@@ -4,13 +4,29 @@
 import HalfstepGraph
 import HalfstepNumerics
 
-/// Balances the weight ranges of consecutive layers without changing the network's function.
+/// Balances the weight ranges of consecutive layers, so that one scale per tensor serves all channels.
+///
+/// Positive scaling commutes with Relu, LeakyRelu, PRelu, pooling, Concat and a few others: what is
+/// divided out of a channel where a layer writes it can be multiplied into the weights that read it.
+/// Layers are Conv (with groups, depthwise), ConvTranspose, Gemm and MatMul with constant weights. The
+/// factor of a channel is √(r₁/r₂) for the largest weights r₁ that write it and r₂ that read it, so
+/// that both become √(r₁·r₂); rounds over all layers repeat this until no factor moves.
+///
+/// The function stays the same up to float rounding. A Clip from 0 to c, as of Relu6, becomes Relu
+/// followed by Min with a constant for each channel, c divided by the channel's factor; before version
+/// 8 of ONNX's operators, where Min does not broadcast, such a Clip ends the chain. A channel keeps
+/// factor 1 if another operator or the caller reads it, if weights are shared between nodes, or if it is
+/// numerically dead: no weight above 2⁻²⁰ of the tensor's largest on either side.
+///
+/// Absorbing high biases is the one step that changes the function: a channel that the folded batch
+/// norm puts at mean β and deviation |γ| is taken to stay above c = β − 3·|γ|, and c moves into the
+/// next layer's bias. Inputs below c come out as c. Where no activation function stands between the
+/// layers nothing is lost and c is β. Layers with padding do not take a bias in, since the padded
+/// zeros would stand for c. A bound b of the channel becomes b − c.
+///
+/// - Reference: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
+///   Correction", 2019, §4.1. arXiv:1906.04721
 package struct CrossLayerEqualization: Sendable {
-  package struct Options: Sendable {
-    package var absorbsHighBiases = true
-    package var maximumIterations = 50
-    package init() {}
-  }
   /// The layers that were equalized together and the factors between them.
   package struct EqualizedSet: Sendable {
     /// Node labels in graph order.
@@ -18,17 +34,56 @@ package struct CrossLayerEqualization: Sendable {
     /// Factors by which each tensor between two layers was divided, `[channels]` each.
     package let factors: [[Float]]
   }
+
+  /// A bias that moved into the next layers.
+  package struct AbsorbedBias: Sendable {
+    /// The node that lost it.
+    package let layer: String
+    /// The nodes that took it in.
+    package let consumers: [String]
+    /// What was subtracted, `[channels]`.
+    package let amounts: [Float]
+  }
+
   package struct Report: Sendable {
     package var sets: [EqualizedSet] = []
+    /// Rounds made; 1 for AIMET's method.
     package var iterations = 0
+    /// Whether factors stopped moving before the rounds ran out.
+    package var isConverged = true
+    package var absorbedBiases: [AbsorbedBias] = []
+    /// Nodes whose clipping became a bound for each channel.
+    package var channelBounds: [String] = []
+    /// Nodes whose clipping was given up (AIMET's method).
+    package var replacedActivations: [String] = []
     package init() {}
   }
 
   package var options: Options
   package init(options: Options = Options()) { self.options = options }
 
+  /// Equalizes a graph whose batch norms are folded.
+  ///
+  /// - Parameter graph: A valid graph; unchanged if an error is thrown.
+  /// - Returns: What was done.
+  /// - Throws: `HalfstepError.nonFiniteValue` naming the node for NaN or infinity in its parameters;
+  ///   `.invalidArgument` for an option outside its range.
+  /// - Complexity: O(weights + rounds · kernel slices).
   @discardableResult
   package func apply(to graph: inout Graph) throws(HalfstepError) -> Report {
-    throw HalfstepError(.internalError, "under construction")
+    guard options.maximumIterations >= 1, options.tolerance >= 0, options.largestFactor >= 1 else {
+      throw HalfstepError(
+        .invalidArgument,
+        "equalization: expected 1 or more iterations, a tolerance from 0 and a largest factor from 1,"
+          + " got \(options.maximumIterations), \(options.tolerance), \(options.largestFactor)")
+    }
+    var pass = EqualizationPass(graph)
+    switch options.method {
+    case .converged: try pass.equalizeUntilConverged(options)
+    case .aimet: try pass.equalizeLikeAIMET(absorbsHighBiases: options.absorbsHighBiases)
+    }
+    graph = try pass.finish()
+    graph.checkInvariants()
+    return pass.report
   }
 }

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+// Finds the factors that balance weight ranges; tensor math without a graph.
+
+import HalfstepGraph
+
+#if canImport(Glibc)
+  import Glibc
+#elseif canImport(Darwin)
+  import Darwin
+#endif
+
+/// Finds factors of channels that balance the weight ranges of the layers that write and read them.
+struct EqualizationSolver {
+  /// A layer as the solver sees it.
+  struct Layer {
+    let layout: WeightLayout
+    /// Largest magnitude of each kernel slice, in memory order.
+    let magnitudes: [Float]
+    /// The variable of each input channel; −1 where the factor is 1.
+    let inputs: [Int]
+    /// The variable of each output channel; −1 where the factor is 1.
+    let outputs: [Int]
+  }
+
+  /// Variables that are updated together.
+  private struct Group {
+    let variables: [Int]
+    let producers: [Int]
+    let consumers: [Int]
+  }
+
+  let layers: [Layer]
+  private(set) var factors: [Double]
+  private(set) var iterations = 0
+  private(set) var isConverged = false
+  private let groups: [Group]
+
+  /// Prepares layers, in graph order, over variables `0..<variableCount`.
+  init(layers: [Layer], variableCount: Int) {
+    self.layers = layers
+    factors = [Double](repeating: 1, count: variableCount)
+    var groupOf = [Int](repeating: -1, count: variableCount)
+    var variables: [[Int]] = []
+    for layer in layers {
+      let new = layer.outputs.filter { $0 >= 0 && groupOf[$0] < 0 }
+      guard !new.isEmpty else { continue }
+      // Flattened channels repeat; each variable is listed once.
+      var members: [Int] = []
+      for variable in new where groupOf[variable] < 0 {
+        groupOf[variable] = variables.count
+        members.append(variable)
+      }
+      variables.append(members)
+    }
+    var producers = [[Int]](repeating: [], count: variables.count)
+    var consumers = [[Int]](repeating: [], count: variables.count)
+    for (position, layer) in layers.enumerated() {
+      for variable in layer.outputs where variable >= 0 {
+        if producers[groupOf[variable]].last != position {
+          producers[groupOf[variable]].append(position)
+        }
+      }
+      for variable in layer.inputs where variable >= 0 {
+        if consumers[groupOf[variable]].last != position {
+          consumers[groupOf[variable]].append(position)
+        }
+      }
+    }
+    // A layer that reads a Concat lists a group once for each stretch of its channels.
+    groups = variables.indices.map {
+      Group(
+        variables: variables[$0], producers: Array(Set(producers[$0])).sorted(),
+        consumers: Array(Set(consumers[$0])).sorted())
+    }
+  }
+
+  /// A channel whose largest weight is this much smaller than the tensor's is dead.
+  static let deadRatio = 0x1p-20
+
+  /// Updates one tensor's factors after another until none moves by more than the tolerance.
+  mutating func solve(maximumIterations: Int, tolerance: Double, largestFactor: Double) {
+    let limit = largestFactor
+    isConverged = groups.isEmpty
+    while !isConverged, iterations < maximumIterations {
+      iterations += 1
+      var movement = 1.0
+      for group in groups {
+        let written = largestWeights(group, group.producers, isOutput: true)
+        let read = largestWeights(group, group.consumers, isOutput: false)
+        for (slot, variable) in group.variables.enumerated() {
+          var factor = 1.0
+          if written.isLive[slot], read.isLive[slot] {
+            factor = (written.values[slot] / read.values[slot]).squareRoot()
+            factor = min(max(factor, 1 / limit), limit)
+          }
+          let old = factors[variable]
+          movement = max(movement, factor / old, old / factor)
+          factors[variable] = factor
+        }
+      }
+      isConverged = movement <= 1 + tolerance
+    }
+  }
+
+  /// The largest weights that write or read each variable of a group, its own factor left out.
+  ///
+  /// With several layers on one side, a weight counts relative to its own layer's largest.
+  private func largestWeights(
+    _ group: Group, _ members: [Int], isOutput: Bool
+  ) -> (values: [Double], isLive: [Bool]) {
+    var slots: [Int: Int] = [:]
+    for (slot, variable) in group.variables.enumerated() { slots[variable] = slot }
+    var values = [Double](repeating: 0, count: group.variables.count)
+    var isLive = [Bool](repeating: false, count: group.variables.count)
+    var meanLogarithm = 0.0
+    for member in members {
+      let layer = layers[member]
+      let ranges = isOutput ? outputRanges(layer) : inputRanges(layer)
+      let ids = isOutput ? layer.outputs : layer.inputs
+      var largest = 0.0
+      for (channel, range) in ranges.enumerated() {
+        largest = max(largest, range * ownFactor(ids[channel], isOutput))
+      }
+      guard largest > 0, largest.isFinite else { continue }
+      let scale = members.count == 1 ? 1 : largest
+      if members.count > 1 { meanLogarithm += log(largest) / Double(members.count) }
+      for (channel, range) in ranges.enumerated() {
+        guard let slot = slots[ids[channel]] else { continue }
+        values[slot] = max(values[slot], range / scale)
+        if range * ownFactor(ids[channel], isOutput) > Self.deadRatio * largest {
+          isLive[slot] = true
+        }
+      }
+    }
+    if members.count > 1 {
+      let mean = exp(meanLogarithm)
+      for slot in values.indices { values[slot] *= mean }
+    }
+    return (values, isLive)
+  }
+
+  private func ownFactor(_ variable: Int, _ isOutput: Bool) -> Double {
+    guard variable >= 0 else { return 1 }
+    return isOutput ? 1 / factors[variable] : factors[variable]
+  }
+
+  /// Largest weight that writes each output channel, with the factors of the inputs: `[K]`.
+  private func outputRanges(_ layer: Layer) -> [Double] {
+    let input = layer.inputs.map { Float(ownFactor($0, false)) }
+    return layer.layout.outputIsOuter
+      ? Self.rowMaxima(layer, input) : Self.columnMaxima(layer, input)
+  }
+
+  /// Largest weight that reads each input channel, with the factors of the outputs: `[C]`.
+  private func inputRanges(_ layer: Layer) -> [Double] {
+    let output = layer.outputs.map { Float(ownFactor($0, true)) }
+    return layer.layout.outputIsOuter
+      ? Self.columnMaxima(layer, output) : Self.rowMaxima(layer, output)
+  }
+
+  // Ranges only steer the choice of factors, so single precision is enough for them; the weights are
+  // scaled in double precision.
+
+  /// For each outer channel the largest of its slices times the inner channel's factor.
+  private static func rowMaxima(_ layer: Layer, _ inner: [Float]) -> [Double] {
+    let (outerCount, innerCount) = (layer.layout.outer, layer.layout.inner)
+    return layer.magnitudes.withUnsafeBufferPointer { magnitudes in
+      inner.withUnsafeBufferPointer { inner in
+        (0..<layer.layout.groups * outerCount).map { row in
+          let start = row * innerCount
+          let factors = row / outerCount * innerCount
+          var lanes = SIMD8<Float>(repeating: 0)
+          var column = 0
+          while column + 8 <= innerCount {
+            let a = UnsafeRawPointer(magnitudes.baseAddress! + start + column)
+              .loadUnaligned(as: SIMD8<Float>.self)
+            let b = UnsafeRawPointer(inner.baseAddress! + factors + column)
+              .loadUnaligned(as: SIMD8<Float>.self)
+            lanes = pointwiseMax(lanes, a * b)
+            column += 8
+          }
+          var largest = lanes.max()
+          while column < innerCount {
+            largest = max(largest, magnitudes[start + column] * inner[factors + column])
+            column += 1
+          }
+          return Double(largest)
+        }
+      }
+    }
+  }
+
+  /// For each inner channel the largest of its slices times the outer channel's factor.
+  private static func columnMaxima(_ layer: Layer, _ outer: [Float]) -> [Double] {
+    let (outerCount, innerCount) = (layer.layout.outer, layer.layout.inner)
+    var result = [Float](repeating: 0, count: layer.layout.groups * innerCount)
+    layer.magnitudes.withUnsafeBufferPointer { magnitudes in
+      result.withUnsafeMutableBufferPointer { result in
+        for row in 0..<layer.layout.groups * outerCount {
+          let source = magnitudes.baseAddress! + row * innerCount
+          let target = result.baseAddress! + row / outerCount * innerCount
+          let factor = outer[row]
+          var column = 0
+          while column + 8 <= innerCount {
+            let a = UnsafeRawPointer(source + column).loadUnaligned(as: SIMD8<Float>.self) * factor
+            let b = UnsafeRawPointer(target + column).loadUnaligned(as: SIMD8<Float>.self)
+            UnsafeMutableRawPointer(target + column).storeBytes(
+              of: pointwiseMax(a, b), as: SIMD8<Float>.self)
+            column += 8
+          }
+          while column < innerCount {
+            target[column] = max(target[column], source[column] * factor)
+            column += 1
+          }
+        }
+      }
+    }
+    return result.map(Double.init)
+  }
+}
