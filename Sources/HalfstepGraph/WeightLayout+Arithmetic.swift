@@ -20,48 +20,42 @@ extension WeightLayout {
     _ weight: Tensor, outputFactors: [Double]?, inputFactors: [Double]?
   ) throws(HalfstepError) -> Tensor {
     var result = try Tensor(uninitialized: .float32, shape: weight.shape)
-    let outerFactors = (outputIsOuter ? outputFactors : inputFactors)
-      ?? [Double](repeating: 1, count: groups * outer)
-    let innerFactors = (outputIsOuter ? inputFactors : outputFactors)
-      ?? [Double](repeating: 1, count: groups * inner)
-    let (outer, inner, spatial) = (outer, inner, spatial)
-    let rowLength = inner * spatial
+    let outerFactors = outputIsOuter ? outputFactors : inputFactors
+    // One factor for each element of a row, so that rows are straight runs.
+    var rowFactors: [Double]?
+    if let innerFactors = outputIsOuter ? inputFactors : outputFactors {
+      rowFactors =
+        spatial == 1
+        ? innerFactors : innerFactors.flatMap { [Double](repeating: $0, count: spatial) }
+    }
+    let (outer, rowLength) = (outer, inner * spatial)
     // Largest bit pattern without the sign, by thread: from that of infinity on, something is not finite.
     var largest = [UInt32](repeating: 0, count: Parallel.maximumThreads)
     try weight.withFloats { (source) throws(HalfstepError) in
       try result.withMutableFloats { (target) throws(HalfstepError) in
-        nonisolated(unsafe) let target = target
+        guard let source = source.baseAddress, let target = target.baseAddress else { return }
+        nonisolated(unsafe) let (from, to) = (source, target)
         largest.withUnsafeMutableBufferPointer { largest in
-        nonisolated(unsafe) let largest = largest
-        Parallel.forEachRange(groups * outer, grain: 1 + 65_536 / rowLength) { thread, rows in
-          var bits: UInt32 = 0
-          innerFactors.withUnsafeBufferPointer { innerFactors in
+          nonisolated(unsafe) let largest = largest
+          Parallel.forEachRange(groups * outer, grain: 1 + 65_536 / rowLength) { thread, rows in
+            var bits: UInt32 = 0
             for row in rows {
-              let outerFactor = outerFactors[row]
-              let firstInner = row / outer * inner
+              let factor = outerFactors?[row] ?? 1
               let start = row * rowLength
-              if spatial == 1 {
-                for column in 0..<inner {
-                  let factor = outerFactor * innerFactors[firstInner + column]
-                  let value = Float(Double(source[start + column]) * factor)
-                  target[start + column] = value
-                  bits = max(bits, value.bitPattern & 0x7FFF_FFFF)
+              let rowBits: UInt32
+              if let rowFactors {
+                rowBits = rowFactors.withUnsafeBufferPointer { factors in
+                  Self.scaleRun(
+                    from + start, to + start, rowLength, factor,
+                    factors.baseAddress! + row / outer * rowLength)
                 }
               } else {
-                for column in 0..<inner {
-                  let factor = outerFactor * innerFactors[firstInner + column]
-                  let first = start + column * spatial
-                  for element in first..<first + spatial {
-                    let value = Float(Double(source[element]) * factor)
-                    target[element] = value
-                    bits = max(bits, value.bitPattern & 0x7FFF_FFFF)
-                  }
-                }
+                rowBits = Self.scaleRun(from + start, to + start, rowLength, factor)
               }
+              bits = max(bits, rowBits)
             }
+            largest[thread] = max(largest[thread], bits)
           }
-          largest[thread] = max(largest[thread], bits)
-        }
         }
       }
     }
@@ -71,22 +65,63 @@ extension WeightLayout {
     return result
   }
 
-  /// Largest magnitude of each kernel slice, `[groups, outer, inner]`.
+  /// Multiplies a run by one factor; returns the largest bit pattern without the sign.
+  private static func scaleRun(
+    _ source: UnsafePointer<Float>, _ target: UnsafeMutablePointer<Float>, _ count: Int,
+    _ factor: Double
+  ) -> UInt32 {
+    var bits: UInt32 = 0
+    for element in 0..<count {
+      let value = Float(Double(source[element]) * factor)
+      target[element] = value
+      bits = max(bits, value.bitPattern & 0x7FFF_FFFF)
+    }
+    return bits
+  }
+
+  /// Multiplies a run by one factor and by one for each element.
+  private static func scaleRun(
+    _ source: UnsafePointer<Float>, _ target: UnsafeMutablePointer<Float>, _ count: Int,
+    _ factor: Double, _ factors: UnsafePointer<Double>
+  ) -> UInt32 {
+    var bits: UInt32 = 0
+    for element in 0..<count {
+      let value = Float(Double(source[element]) * (factor * factors[element]))
+      target[element] = value
+      bits = max(bits, value.bitPattern & 0x7FFF_FFFF)
+    }
+    return bits
+  }
+
+  /// Largest magnitude of each kernel slice, `[groups, outer, inner]`; NaN counts as above infinity.
   ///
   /// - Complexity: O(weights), on all threads.
   package func sliceMagnitudes(_ weight: Tensor) throws(HalfstepError) -> [Float] {
     let (rowLength, inner, spatial) = (inner * spatial, inner, spatial)
     let rowCount = groups * outer
     return try weight.withFloats { (source) throws(HalfstepError) in
-      [Float](unsafeUninitializedCapacity: rowCount * inner) { target, count in
-        nonisolated(unsafe) let target = target
+      guard let start = source.baseAddress else { return [] }
+      nonisolated(unsafe) let source = start
+      return [Float](unsafeUninitializedCapacity: rowCount * inner) { target, count in
+        nonisolated(unsafe) let target = target.baseAddress!
         Parallel.forEachRange(rowCount, grain: 1 + 65_536 / rowLength) { _, rows in
-          for slice in rows.lowerBound * inner..<rows.upperBound * inner {
-            var largest: Float = 0
-            for element in slice * spatial..<(slice + 1) * spatial {
-              largest = max(largest, abs(source[element]))
+          let slices = rows.lowerBound * inner..<rows.upperBound * inner
+          // Bit patterns of magnitudes are ordered like the magnitudes.
+          if spatial == 1 {
+            for slice in slices {
+              (target + slice).initialize(
+                to: Float(bitPattern: source[slice].bitPattern & 0x7FFF_FFFF))
             }
-            target.initializeElement(at: slice, to: largest)
+            return
+          }
+          var element = source + slices.lowerBound * spatial
+          for slice in slices {
+            var bits: UInt32 = 0
+            for _ in 0..<spatial {
+              bits = max(bits, element.pointee.bitPattern & 0x7FFF_FFFF)
+              element += 1
+            }
+            (target + slice).initialize(to: Float(bitPattern: bits))
           }
         }
         count = rowCount * inner
