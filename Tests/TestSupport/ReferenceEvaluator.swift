@@ -80,6 +80,7 @@ package struct ReferenceEvaluator {
         let c = at[1]
         return p[0][c] * (x.broadcast(at) - p[2][c]) / (p[3][c] + epsilon).squareRoot() + p[1][c]
       }
+    case "Identity": return argument(0)
     case "Relu": return map(argument(0)) { max($0, 0) }
     case "Sigmoid": return map(argument(0)) { 1 / (1 + exponential(-$0)) }
     case "LeakyRelu":

@@ -162,7 +162,7 @@ extension EqualizationPass {
   /// Largest weight of each output or input channel.
   private func ranges(_ place: Int, ofOutputs: Bool) throws(HalfstepError) -> [Double] {
     let layout = layers[place].layer.layout
-    let slices = try layout.sliceMagnitudes(layers[place].weight)
+    let slices = try magnitudes(place)
     var result = [Double](
       repeating: 0, count: ofOutputs ? layout.outputChannels : layout.inputChannels)
     for (slice, magnitude) in slices.enumerated() {

@@ -52,16 +52,17 @@ struct EqualizationPass {
     var tracker = ChannelTracker(graph, index, acrossAdditions: options.equalizesResiduals)
     let numbering = Numbering(&tracker)
     var solverLayers: [EqualizationSolver.Layer] = []
+    var places: [Int] = []
     for (position, tracked) in tracker.layers.enumerated() {
       let place = try add(tracked.layer)
+      places.append(place)
       let inputs = numbering.inputs[position]
       let outputs = numbering.outputs[position]
       let takesPart = (inputs + outputs).contains { $0 >= 0 }
       solverLayers.append(
         EqualizationSolver.Layer(
           layout: tracked.layer.layout,
-          magnitudes: takesPart
-            ? try tracked.layer.layout.sliceMagnitudes(layers[place].weight) : [],
+          magnitudes: takesPart ? try magnitudes(place) : [],
           inputs: takesPart ? inputs : [], outputs: takesPart ? outputs : []))
     }
     var solver = EqualizationSolver(layers: solverLayers, variableCount: numbering.count)
@@ -75,7 +76,7 @@ struct EqualizationPass {
     for position in solverLayers.indices {
       let layer = solverLayers[position]
       try scale(
-        position, outputs: layer.outputs.map { 1 / factor($0) },
+        places[position], outputs: layer.outputs.map { 1 / factor($0) },
         inputs: layer.inputs.map(factor))
     }
     addSets(solverLayers, factor)
@@ -150,6 +151,20 @@ struct EqualizationPass {
   }
 
   // MARK: Both methods
+
+  /// Largest magnitude of each kernel slice of a layer.
+  func magnitudes(_ place: Int) throws(HalfstepError) -> [Float] {
+    let state = layers[place]
+    let result = try state.layer.layout.sliceMagnitudes(state.weight)
+    var bits: UInt32 = 0
+    for magnitude in result { bits = max(bits, magnitude.bitPattern) }
+    guard Float(bitPattern: bits).isFinite else {
+      throw HalfstepError(
+        .nonFiniteValue,
+        "node '\(state.label)' weight \(state.weight.shape): NaN or infinite", node: state.label)
+    }
+    return result
+  }
 
   /// Multiplies the weights that write and read channels; the bias and the record of a folded batch
   /// norm follow the outputs.
