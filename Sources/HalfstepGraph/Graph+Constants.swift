@@ -54,6 +54,17 @@ extension Graph {
     }
   }
 
+  /// Removes initializers and `Constant` nodes that nothing reads and that are not graph outputs.
+  package mutating func removeUnusedConstants() {
+    var used = Set(outputs.map(\.name))
+    for node in nodes {
+      used.formUnion(node.inputs)
+      used.formUnion(node.capturedInputs)
+    }
+    removeNodes { $0.isOperator("Constant") && used.isDisjoint(with: $0.outputs) }
+    removeUnusedInitializers()
+  }
+
   /// The number of dimensions of a tensor if the graph tells, or nil.
   ///
   /// Uses declared types and operators whose output rank follows from their kind or their operands.

@@ -39,15 +39,14 @@ import Testing
 
   @Test(arguments: [CrossLayerEqualization.Options.Method.converged, .aimet])
   func absorptionWorkedByHand(_ method: CrossLayerEqualization.Options.Method) throws {
-    // c = max(0, β − 3·|γ|) = (7, 0). b₁ − c = (13, 1). The kernel's sum for channel 0 is 0.5 + 1 = 1.5,
-    // so b₂ grows by 1.5·7 = 10.5.
+    // AIMET: c = max(0, β − 3·|γ|) = (7, 0). b₁ − c = (13, 1). The kernel's sum for channel 0 is
+    // 0.5 + 1 = 1.5, so b₂ grows by 1.5·7 = 10.5. Ours is the same here: channel 0 reaches 10 + 3 = 13
+    // and can come down to 13 − 7 = 6, channel 1 reaches 5, so that all 7 are worth moving.
     var options = CrossLayerEqualization.Options()
     options.method = method
     var graph = try graph(["Relu"])
-    for name in ["w1", "w2"] {
-      // √(1/1) and √(1/0.5): scale the second channel's reader so that every factor is 1.
-      if name == "w2" { graph.initializers[name] = try Tensor([0.5, 1, 1, 0.5], shape: [1, 2, 2, 1]) }
-    }
+    // Weights that read both channels alike, so that every factor is 1.
+    graph.initializers["w2"] = try Tensor([0.5, 1, 1, 0.5], shape: [1, 2, 2, 1])
     let report = try CrossLayerEqualization(options: options).apply(to: &graph)
     #expect(try floats(graph, "b1") == [13, 1])
     #expect(try floats(graph, "b2") == [13.5])
@@ -56,6 +55,15 @@ import Testing
     #expect(report.absorbedBiases[0].consumers == ["y"])
     #expect(report.absorbedBiases[0].amounts == [7, 0])
     #expect(graph.foldedBatchNorms["conv"]?.beta == [3, 2])
+  }
+
+  @Test func noMoreMovesThanTheLargestValueNeeds() throws {
+    // Channel 1 reaches 6 + 3·2 = 12, with c = 0. Channel 0 reaches 13 and needs to give up 1 of its 7.
+    var graph = try graph(["Relu"], gamma: [-1, 2], beta: [10, 6])
+    graph.initializers["w2"] = try Tensor([0.5, 1, 1, 0.5], shape: [1, 2, 2, 1])
+    let report = try CrossLayerEqualization().apply(to: &graph)
+    #expect(report.absorbedBiases.map(\.amounts) == [[1, 0]])
+    #expect(try floats(graph, "b2") == [4.5])
   }
 
   @Test func recordFollowsTheFactors() throws {
@@ -71,20 +79,24 @@ import Testing
   }
 
   @Test func boundMovesWithTheBias() throws {
-    // c = (7, 0); the bound 8 becomes 8 − 7 = 1 for channel 0 and 8/√2 for channel 1.
+    // Channel 0 stays in 7...8 and can come down to 1; channel 1 reaches min(2 + 3, 8)/√2 = 3.54 with
+    // c = 0, so channel 0 gives up 8 − 3.54 and keeps that bound. The bound of channel 1 is 8/√2.
     var graph = try graph(["Clip"])
     try CrossLayerEqualization().apply(to: &graph)
     #expect(graph.nodes.map(\.opType) == ["Conv", "Relu", "Min", "Conv"])
     let bound = try floats(graph, graph.nodes[2].inputs[1])
-    #expect(bound == [1, Float(8 / 2.0.squareRoot())])
+    expectClose(bound[0], Float(5 / 2.0.squareRoot()), ulps: 4)
+    expectClose(bound[1], Float(8 / 2.0.squareRoot()), ulps: 4)
   }
 
-  @Test func boundBelowTheAmountLeavesAConstantChannel() throws {
-    // β − 3·|γ| = 17 is above the bound 8: the channel always saturates, 8 moves on and 0 stays.
-    var graph = try graph(["Clip"], beta: [20, 2])
+  @Test func saturatedChannelMovesAsAConstant() throws {
+    // β − 3·|γ| = 17 is above the bound 8: the channel is the constant 8. Both channels are, so all moves.
+    var graph = try graph(["Clip"], beta: [20, 20])
     let report = try CrossLayerEqualization().apply(to: &graph)
-    #expect(report.absorbedBiases[0].amounts == [8, 0])
-    #expect(try floats(graph, graph.nodes[2].inputs[1])[0] == 0)
+    let root = Float(2.0.squareRoot())
+    expectClose(report.absorbedBiases[0].amounts[0], 8, ulps: 2)
+    expectClose(report.absorbedBiases[0].amounts[1], 8 / root, ulps: 4)
+    #expect(try floats(graph, graph.nodes[2].inputs[1]) == [0, 0])
   }
 
   @Test(arguments: [["Relu"], ["Clip"], []]) func inputsAboveTheAmountSeeNoChange(

@@ -81,6 +81,11 @@ package struct ReferenceEvaluator {
         return p[0][c] * (x.broadcast(at) - p[2][c]) / (p[3][c] + epsilon).squareRoot() + p[1][c]
       }
     case "Identity": return argument(0)
+    case "Constant":
+      guard case .tensor(let value)? = node.attributes["value"] else {
+        throw Unsupported(operation: "Constant")
+      }
+      return Array64(value.shape.dimensions, try value.floats().map(Double.init))
     case "Relu": return map(argument(0)) { max($0, 0) }
     case "Sigmoid": return map(argument(0)) { 1 / (1 + exponential(-$0)) }
     case "LeakyRelu":

@@ -25,7 +25,7 @@ struct BatchNormFoldingPass {
   func finish() -> Graph {
     var graph = graph
     graph.removeNodes { removed.contains($0.id) }
-    graph.removeUnusedInitializers()
+    graph.removeUnusedConstants()
     return graph
   }
 

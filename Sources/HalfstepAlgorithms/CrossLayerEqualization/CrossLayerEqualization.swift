@@ -18,11 +18,12 @@ import HalfstepNumerics
 /// factor 1 if another operator or the caller reads it, if weights are shared between nodes, or if it is
 /// numerically dead: no weight above 2⁻²⁰ of the tensor's largest on either side.
 ///
-/// Absorbing high biases is the one step that changes the function: a channel that the folded batch
-/// norm puts at mean β and deviation |γ| is taken to stay above c = β − 3·|γ|, and c moves into the
-/// next layer's bias. Inputs below c come out as c. Where no activation function stands between the
-/// layers nothing is lost and c is β. Layers with padding do not take a bias in, since the padded
-/// zeros would stand for c. A bound b of the channel becomes b − c.
+/// Absorbing high biases is the one step that may change the function: a channel that the folded batch
+/// norm puts at mean β and deviation |γ| is taken to stay above c = β − 3·|γ|, and what the tensor's
+/// largest value exceeds the other channels' by moves into the next layer's bias, up to c. Inputs below
+/// the moved amount come out as if they were it. Where no activation function stands between the layers
+/// nothing is lost and all of β moves. Layers with padding do not take a bias in, since the padded zeros
+/// would stand for it. A channel's bound falls by the same amount.
 ///
 /// - Reference: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
 ///   Correction", 2019, §4.1. arXiv:1906.04721

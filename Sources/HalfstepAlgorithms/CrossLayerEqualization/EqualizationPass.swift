@@ -257,16 +257,11 @@ struct EqualizationPass {
       guard isRectified || boundPositions.isEmpty, let readers = absorbingReaders(of: tensor) else {
         continue
       }
-      var amounts: [Double] = []
-      for channel in norm.beta.indices {
-        let (beta, gamma) = (Double(norm.beta[channel]), abs(Double(norm.gamma[channel])))
-        var amount = isRectified ? max(0, beta - 3 * gamma) : beta
-        for position in boundPositions {
-          guard let bound = boundAt[position] else { continue }
-          amount = min(amount, newBounds[position]?.limits[channel] ?? Double(bound.limits[channel]))
-        }
-        amounts.append(amount)
+      let limits = boundPositions.map { position in
+        newBounds[position]?.limits ?? boundAt[position]?.limits.map(Double.init) ?? []
       }
+      let amounts =
+        isRectified ? Self.absorbableAmounts(norm, limits: limits) : norm.beta.map(Double.init)
       try absorb(from: place, into: readers, amounts: amounts)
       guard amounts.contains(where: { $0 != 0 }) else { continue }
       for position in boundPositions {
@@ -275,6 +270,26 @@ struct EqualizationPass {
         newBounds[position] = (bound, zip(limits, amounts).map { $0 - $1 })
       }
     }
+  }
+
+  /// What to take from each channel so that the largest value of the tensor becomes as small as it can.
+  ///
+  /// A channel stays above c = β − 3·|γ| and below u = β + 3·|γ| or its bound, by the paper's
+  /// assumption. The tensor's largest value cannot fall below T = max(u − c); a channel gives up no more
+  /// than it takes to come down to T, since each amount costs exactness and only the largest counts.
+  private static func absorbableAmounts(
+    _ norm: FoldedBatchNorm, limits: [[Double]]
+  ) -> [Double] {
+    var lower: [Double] = []
+    var upper: [Double] = []
+    for channel in norm.beta.indices {
+      let (beta, gamma) = (Double(norm.beta[channel]), abs(Double(norm.gamma[channel])))
+      let bound = limits.reduce(Double.infinity) { min($0, $1[channel]) }
+      upper.append(max(0, min(beta + 3 * gamma, bound)))
+      lower.append(min(max(0, beta - 3 * gamma), upper[channel]))
+    }
+    let target = zip(upper, lower).reduce(0) { max($0, $1.0 - $1.1) }
+    return zip(upper, lower).map { min($1, max(0, $0 - target)) }
   }
 
   /// The layers that read a tensor if all its readers are layers that can take a constant into their
@@ -328,7 +343,7 @@ struct EqualizationPass {
       try store(bound, limits, &names)
     }
     report.channelBounds.reverse()
-    graph.removeUnusedInitializers()
+    graph.removeUnusedConstants()
     return graph
   }
 

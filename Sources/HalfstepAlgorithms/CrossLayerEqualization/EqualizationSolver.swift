@@ -34,11 +34,16 @@ struct EqualizationSolver {
   private(set) var iterations = 0
   private(set) var isConverged = false
   private let groups: [Group]
+  /// Ranges by layer, until a factor on the layer's other side moves.
+  private var outputCache: [[Double]?]
+  private var inputCache: [[Double]?]
 
   /// Prepares layers, in graph order, over variables `0..<variableCount`.
   init(layers: [Layer], variableCount: Int) {
     self.layers = layers
     factors = [Double](repeating: 1, count: variableCount)
+    outputCache = [[Double]?](repeating: nil, count: layers.count)
+    inputCache = outputCache
     var groupOf = [Int](repeating: -1, count: variableCount)
     var variables: [[Int]] = []
     for layer in layers {
@@ -97,6 +102,8 @@ struct EqualizationSolver {
           movement = max(movement, factor / old, old / factor)
           factors[variable] = factor
         }
+        for producer in group.producers { inputCache[producer] = nil }
+        for consumer in group.consumers { outputCache[consumer] = nil }
       }
       isConverged = movement <= 1 + tolerance
     }
@@ -105,7 +112,7 @@ struct EqualizationSolver {
   /// The largest weights that write or read each variable of a group, its own factor left out.
   ///
   /// With several layers on one side, a weight counts relative to its own layer's largest.
-  private func largestWeights(
+  private mutating func largestWeights(
     _ group: Group, _ members: [Int], isOutput: Bool
   ) -> (values: [Double], isLive: [Bool]) {
     var slots: [Int: Int] = [:]
@@ -115,7 +122,7 @@ struct EqualizationSolver {
     var meanLogarithm = 0.0
     for member in members {
       let layer = layers[member]
-      let ranges = isOutput ? outputRanges(layer) : inputRanges(layer)
+      let ranges = isOutput ? outputRanges(member) : inputRanges(member)
       let ids = isOutput ? layer.outputs : layer.inputs
       var largest = 0.0
       for (channel, range) in ranges.enumerated() {
@@ -145,17 +152,25 @@ struct EqualizationSolver {
   }
 
   /// Largest weight that writes each output channel, with the factors of the inputs: `[K]`.
-  private func outputRanges(_ layer: Layer) -> [Double] {
+  private mutating func outputRanges(_ member: Int) -> [Double] {
+    if let known = outputCache[member] { return known }
+    let layer = layers[member]
     let input = layer.inputs.map { Float(ownFactor($0, false)) }
-    return layer.layout.outputIsOuter
-      ? Self.rowMaxima(layer, input) : Self.columnMaxima(layer, input)
+    let result =
+      layer.layout.outputIsOuter ? Self.rowMaxima(layer, input) : Self.columnMaxima(layer, input)
+    outputCache[member] = result
+    return result
   }
 
   /// Largest weight that reads each input channel, with the factors of the outputs: `[C]`.
-  private func inputRanges(_ layer: Layer) -> [Double] {
+  private mutating func inputRanges(_ member: Int) -> [Double] {
+    if let known = inputCache[member] { return known }
+    let layer = layers[member]
     let output = layer.outputs.map { Float(ownFactor($0, true)) }
-    return layer.layout.outputIsOuter
-      ? Self.columnMaxima(layer, output) : Self.rowMaxima(layer, output)
+    let result =
+      layer.layout.outputIsOuter ? Self.columnMaxima(layer, output) : Self.rowMaxima(layer, output)
+    inputCache[member] = result
+    return result
   }
 
   // Ranges only steer the choice of factors, so single precision is enough for them; the weights are
