@@ -85,7 +85,8 @@ package struct GroupLayout: Sendable, Hashable {
 
   /// Whether runs are so short that whole rows of several groups should be handled at once.
   package var prefersRows: Bool {
-    inner < 16 && (channelsFirst ? blocks == 1 && second == 1 && first > 1 : second > 1)
+    if inner >= 16 { return false }
+    return channelsFirst ? middle == 1 && second == 1 && first > 1 : second > 1
   }
   /// Elements in a row: one stretch over all channels.
   package var rowLength: Int { channelsFirst ? first * inner : second * inner }

@@ -52,7 +52,7 @@ struct ValueScan {
         maximum = max(maximum, extremes.maximum)
         if let counters {
           raiseExponent(to: max(extremes.maximum, -extremes.minimum), counters)
-          Self.countBins(part, length, reciprocalWidth, counters)
+          Self.countBins(part, length, exponent, counters)
         }
       } else {
         addOneByOne(part, length, setsZerosApart: setsZerosApart)
@@ -74,10 +74,6 @@ struct ValueScan {
   }
 
   // MARK: - Steps
-
-  private var reciprocalWidth: Float {
-    Float(sign: .plus, exponent: -exponent, significand: 1)
-  }
 
   private mutating func raiseExponent(
     to magnitude: Float, _ counters: UnsafeMutablePointer<UInt32>
@@ -128,26 +124,29 @@ struct ValueScan {
   /// Counts finite values whose bins are known to exist.
   @inline(never)
   private static func countBins(
-    _ values: UnsafePointer<Float>, _ total: Int, _ reciprocalWidth: Float,
+    _ values: UnsafePointer<Float>, _ total: Int, _ exponent: Int,
     _ counters: UnsafeMutablePointer<UInt32>
   ) {
+    let width = Float(sign: .plus, exponent: exponent, significand: 1)
+    let reciprocalWidth = 1 / width
     let half = Int32(RangeStatistics.binsPerSide)
     let copy = SIMD16<Int32>(0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3)
     let magicBits = SIMD16<Int32>(repeating: Int32(bitPattern: roundingMagic.bitPattern) &- half)
     var index = 0
     while index &+ Lanes.width <= total {
-      let scaled = Lanes(loading: values + index) * reciprocalWidth
+      let value = Lanes(loading: values + index)
       // The nearest integer, then one less where it lies above: the floor. The bits of the sum hold
-      // the integer, and a true comparison is −1.
-      let sum = scaled + roundingMagic
+      // the integer, and a true comparison is −1. The comparison is made with the value itself, since
+      // the quotient of a tiny negative value can underflow to zero.
+      let sum = value * reciprocalWidth + roundingMagic
       let nearest = unsafeBitCast(sum, to: SIMD16<Int32>.self) &- magicBits
-      let above = unsafeBitCast((sum - roundingMagic) .> scaled, to: SIMD16<Int32>.self)
+      let above = unsafeBitCast((sum - roundingMagic) * width .> value, to: SIMD16<Int32>.self)
       let slots = ((nearest &+ above) &<< 2) &+ copy
       for lane in 0..<Lanes.width { counters[Int(slots[lane])] &+= 1 }
       index &+= Lanes.width
     }
     while index < total {
-      let bin = Int((values[index] * reciprocalWidth).rounded(.down))
+      let bin = RangeStatistics.binIndex(values[index], exponent: exponent)
       counters[(bin &+ Int(half)) &* copies] &+= 1
       index &+= 1
     }
