@@ -14,16 +14,19 @@ extern "C" {
 /// Makes trained networks fit for integer hardware.
 ///
 /// Rules that hold for every function:
-/// - Handles are opaque. Distinct handles may be used in parallel, one handle by one thread at once.
-/// - `open`, `create`, `clone` and out-parameters documented as owned end with the matching `_free`,
-///   for which NULL is a no-op. Everything else that comes out is lent; the comment says until when.
-/// - Inputs are copied unless a name ends in `_borrowed`; data that is read during a call only is not
-///   copied if it is dense.
-/// - A NULL argument is `HS_ERR_INVALID_ARGUMENT`, unless the comment allows NULL. `error` may always
-///   be NULL. On failure every out-parameter is NULL or 0, and handles are as they were.
+/// - Handles are opaque. Distinct handles may be used in parallel, one handle by one thread at a
+///   time.
+/// - `open`, `create`, `clone` and out-parameters documented as owned end with the matching
+///   `_free`, for which NULL is a no-op. Everything else that comes out is lent; the comment says
+///   until when.
+/// - Inputs are copied unless a name ends in `_borrowed`; data that is read during a call only is
+///   not copied if it is dense.
+/// - A NULL argument is `HS_ERR_INVALID_ARGUMENT`, unless the comment allows NULL; arrays may be
+///   NULL if their count is 0, `error` always. On failure every out-parameter is NULL or 0, and
+///   handles are as they were.
 /// - Text is UTF-8. Nothing is printed, nothing ends the process.
-/// - Option structs begin with `struct_size`, are filled by their `_init`, and grow only at the end;
-///   NULL in place of one means defaults, and so does 0 in each field.
+/// - Option structs begin with `struct_size`, are filled by their `_init`, and grow only at the
+///   end; NULL in place of one means defaults, and so does 0 in each field.
 
 // ------------------------------------------------------------------------------------------------
 /// @defgroup errors Status and errors
@@ -630,6 +633,8 @@ typedef struct hs_simulation_options {
   int32_t parameter_bits;   ///< Width of constants, 2 to 16; 0 means 8.
   int32_t activation_bits;  ///< Width of computed tensors, 2 to 16; 0 means 8.
   int32_t reserved;         ///< 0
+  const char *const *excluded_layers;  ///< Names of nodes that stay unquantized; may be NULL.
+  size_t excluded_layer_count;         ///< Length of `excluded_layers`.
 } hs_simulation_options;
 
 /// Fills in defaults; NULL is a no-op.
@@ -768,7 +773,9 @@ typedef struct hs_quantizer {
   hs_quantizer_role role; ///< Constant or computed.
   int32_t bits;           ///< Width of the codes.
   int32_t is_symmetric;   ///< Zero sits in the middle of the grid.
-  int32_t reserved;       ///< 0
+  int32_t is_enabled;     ///< 0: values pass through.
+  int32_t is_frozen;      ///< Not 0: the grid may not change.
+  int32_t has_encoding;   ///< 0 until the grid is known.
 } hs_quantizer;
 
 /// Number of quantizers.
@@ -795,6 +802,61 @@ hs_status hs_simulation_quantizer(hs_simulation *simulation, size_t index,
 /// @since 0.1
 hs_status hs_simulation_encoding(hs_simulation *simulation, const char *tensor,
                                  hs_encoding *out_encoding, hs_error *error);
+
+/// Turns a quantizer on or off; one that comes on keeps its grid, if it has one.
+/// @param[in,out] simulation the simulation
+/// @param[in] tensor a tensor that has a quantizer
+/// @param[in] is_enabled 0 for off
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_UNKNOWN_NAME
+/// @since 0.1
+hs_status hs_simulation_set_enabled(hs_simulation *simulation, const char *tensor,
+                                    int32_t is_enabled, hs_error *error);
+
+/// Keeps a grid as it is, or lets go of it; tensors that share a grid go together.
+/// @param[in,out] simulation the simulation
+/// @param[in] tensor a tensor that has a quantizer
+/// @param[in] is_frozen 0 to let go
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_UNKNOWN_NAME, HS_ERR_INVALID_STATE if there is no grid to keep
+/// @since 0.1
+hs_status hs_simulation_set_frozen(hs_simulation *simulation, const char *tensor,
+                                   int32_t is_frozen, hs_error *error);
+
+/// Gives a tensor a grid; tensors that share a grid all get it.
+/// @param[in,out] simulation the simulation
+/// @param[in] tensor a tensor that has a quantizer
+/// @param[in] encoding copied
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_UNKNOWN_NAME, HS_ERR_INVALID_STATE if frozen, HS_ERR_ENCODING_MISMATCH,
+///   HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_simulation_set_encoding(hs_simulation *simulation, const char *tensor,
+                                     const hs_encoding *encoding, hs_error *error);
+
+/// Changes width and symmetry of a quantizer and chooses its grid anew.
+///
+/// A computed tensor that has seen no data is left without a grid until encodings are computed.
+/// @param[in,out] simulation the simulation
+/// @param[in] tensor a tensor that has a quantizer
+/// @param[in] bits 2 to 16; 0 leaves the width
+/// @param[in] is_symmetric 0 or 1; -1 leaves the symmetry
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_UNKNOWN_NAME, HS_ERR_INVALID_STATE if frozen, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_simulation_set_precision(hs_simulation *simulation, const char *tensor, int32_t bits,
+                                      int32_t is_symmetric, hs_error *error);
+
+/// Holds a computed tensor's grid to bounds.
+/// @param[in,out] simulation the simulation
+/// @param[in] tensor a computed tensor that has a quantizer
+/// @param[in] minimum lower bound; NaN leaves that end to the data
+/// @param[in] maximum upper bound; NaN leaves that end to the data
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_UNKNOWN_NAME, HS_ERR_INVALID_STATE if frozen, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_simulation_set_range(hs_simulation *simulation, const char *tensor, double minimum,
+                                  double maximum, hs_error *error);
 
 /// @}
 // ------------------------------------------------------------------------------------------------

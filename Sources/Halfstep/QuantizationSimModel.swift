@@ -26,11 +26,12 @@ public final class QuantizationSimModel {
   ///   - scheme: How ranges are chosen; default `.minMax`.
   ///   - configuration: A built-in runtime configuration by name or the path of a JSON file; nil (the
   ///     default) means `default_per_channel`, and `default` is per tensor.
+  ///   - excludedLayers: Names of nodes that stay unquantized; default none.
   /// - Throws: `HalfstepError.invalidArgument` for widths; `.unknownName` or `.invalidConfiguration`
   ///   for the configuration; `.nonFiniteValue` for weights; `.unsupportedOperator`.
   public init(
     _ model: Model, parameterBits: Int = 8, activationBits: Int = 8, scheme: RangeScheme = .minMax,
-    configuration: String? = nil
+    configuration: String? = nil, excludedLayers: [String] = []
   ) throws(HalfstepError) {
     for (bits, what) in [(parameterBits, "parameter"), (activationBits, "activation")] {
       guard QuantizerSpec.bitRange.contains(bits) else {
@@ -44,6 +45,7 @@ public final class QuantizationSimModel {
     options.parameterBits = parameterBits
     options.activationBits = activationBits
     options.scheme = scheme
+    options.excludedLayers = excludedLayers
     let loaded = try RuntimeConfigurationFile.load(
       nameOrPath: configuration ?? Self.defaultConfiguration)
     simulation = try QuantizationSimulation(

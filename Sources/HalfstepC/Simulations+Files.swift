@@ -1,43 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Exports: single quantizers, encodings JSON, models for other tools.
+// Exports: encodings JSON and models for other tools.
 
 import CHalfstep
 import Halfstep
-
-// MARK: - Quantizers
-
-@_cdecl("hs_simulation_quantizer_count") @implementation
-public func hs_simulation_quantizer_count(
-  _ simulation: OpaquePointer?, _ outCount: UnsafeMutablePointer<Int>?,
-  _ error: UnsafeMutablePointer<hs_error>?
-) -> hs_status {
-  count(outCount, error) { () throws(HalfstepError) in
-    try object(simulation, "simulation", as: SimulationHandle.self).quantizers.count
-  }
-}
-
-@_cdecl("hs_simulation_quantizer") @implementation
-public func hs_simulation_quantizer(
-  _ simulation: OpaquePointer?, _ index: Int, _ outQuantizer: UnsafeMutablePointer<hs_quantizer>?,
-  _ error: UnsafeMutablePointer<hs_error>?
-) -> hs_status {
-  item(outQuantizer, hs_quantizer(), "out_quantizer", index, error) { () throws(HalfstepError) in
-    try object(simulation, "simulation", as: SimulationHandle.self).quantizers
-  }
-}
-
-@_cdecl("hs_simulation_encoding") @implementation
-public func hs_simulation_encoding(
-  _ simulation: OpaquePointer?, _ tensor: UnsafePointer<CChar>?,
-  _ outEncoding: UnsafeMutablePointer<hs_encoding>?, _ error: UnsafeMutablePointer<hs_error>?
-) -> hs_status {
-  outEncoding?.pointee = hs_encoding()
-  return report(to: error) { () throws(HalfstepError) in
-    let handle = try object(simulation, "simulation", as: SimulationHandle.self)
-    let tensor = try text(tensor, "tensor")
-    try required(outEncoding, "out_encoding").pointee = try handle.encoding(of: tensor)
-  }
-}
 
 // MARK: - Encodings
 

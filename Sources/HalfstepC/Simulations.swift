@@ -29,7 +29,8 @@ final class SimulationHandle {
           role: hs_quantizer_role(
             quantizer.isParameter ? HS_QUANTIZER_ROLE_PARAMETER : HS_QUANTIZER_ROLE_ACTIVATION),
           bits: Int32(quantizer.spec.bits), is_symmetric: quantizer.spec.isSymmetric ? 1 : 0,
-          reserved: 0)
+          is_enabled: quantizer.isEnabled ? 1 : 0, is_frozen: quantizer.isFrozen ? 1 : 0,
+          has_encoding: quantizer.encoding == nil ? 0 : 1)
       }
     lentQuantizers = list
     return list.items
@@ -67,7 +68,9 @@ public func hs_simulation_create(
       handle.model,
       parameterBits: options.parameter_bits == 0 ? 8 : Int(options.parameter_bits),
       activationBits: options.activation_bits == 0 ? 8 : Int(options.activation_bits),
-      scheme: try options.rangeScheme, configuration: configuration)
+      scheme: try options.rangeScheme, configuration: configuration,
+      excludedLayers: try texts(
+        options.excluded_layers, options.excluded_layer_count, "excluded_layers"))
     out.pointee = handOver(SimulationHandle(simulation))
   }
 }

@@ -63,6 +63,17 @@ func text(
   return text
 }
 
+/// The texts of an argument; NULL is allowed if there are none.
+func texts(
+  _ pointer: UnsafePointer<UnsafePointer<CChar>?>?, _ count: Int, _ name: StaticString
+) throws(HalfstepError) -> [String] {
+  var result: [String] = []
+  if count == 0 { return result }
+  let pointer = try required(pointer, name)
+  for index in 0..<(try length(count, name)) { result.append(try text(pointer[index], name)) }
+  return result
+}
+
 /// Checks the length that goes with a pointer.
 func length(_ count: Int, _ name: StaticString) throws(HalfstepError) -> Int {
   // C's size_t arrives as a signed integer: the upper half of its range is negative here.

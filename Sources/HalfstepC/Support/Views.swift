@@ -204,14 +204,6 @@ func inputs(
 extension hs_run_options {
   /// The names of the extra outputs.
   var extraOutputs: [String] {
-    get throws(HalfstepError) {
-      var result: [String] = []
-      if extra_output_count == 0 { return result }
-      let names = try required(extra_outputs, "extra_outputs")
-      for index in 0..<(try length(extra_output_count, "extra_output_count")) {
-        result.append(try text(names[index], "extra_outputs"))
-      }
-      return result
-    }
+    get throws(HalfstepError) { try texts(extra_outputs, extra_output_count, "extra_outputs") }
   }
 }
