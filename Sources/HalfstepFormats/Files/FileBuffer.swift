@@ -86,15 +86,15 @@ final class FileBuffer: @unchecked Sendable {
   deinit { munmap(mapping, mappedCount) }
 }
 
-/// Opens a file for reading without waiting for a writer, as a named pipe would.
+/// Opens a file for reading; unless `waits`, a named pipe does not wait for its writer.
 ///
 /// - Throws: `HalfstepError.fileAccess` naming the path.
-func openForReading(_ path: String) throws(HalfstepError) -> Int32 {
+func openForReading(_ path: String, waits: Bool = true) throws(HalfstepError) -> Int32 {
   guard !path.isEmpty, !path.utf8.contains(0) else {
     throw HalfstepError(.fileAccess, "cannot read '\(path)': not a file name")
   }
   while true {
-    let descriptor = open(path, O_RDONLY | O_CLOEXEC)
+    let descriptor = open(path, O_RDONLY | O_CLOEXEC | (waits ? 0 : O_NONBLOCK))
     if descriptor >= 0 { return descriptor }
     if errno != EINTR {
       throw HalfstepError(.fileAccess, "cannot read '\(path)': \(systemErrorText())")

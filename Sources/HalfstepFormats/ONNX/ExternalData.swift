@@ -44,7 +44,7 @@ struct ExternalDataReader {
         "\(label) \(shape) of \(type): expected \(needed) bytes, external data has \(length)")
     }
     let path = try safePath(location, label)
-    let descriptor = try openForReading(path)
+    let descriptor = try openForReading(path, waits: false)
     defer { close(descriptor) }
     var status = stat()
     guard fstat(descriptor, &status) == 0, status.st_mode & S_IFMT == S_IFREG else {

@@ -57,7 +57,8 @@ struct ONNXWriter {
     let shells = Dictionary(
       rest.initializer.map { ($0.name, $0) }, uniquingKeysWith: { _, later in later })
     rest.initializer = []
-    rest.name = graph.name.isEmpty ? "halfstep" : graph.name
+    // The format wants a name; a file that had none stays as it was.
+    rest.name = graph.name.isEmpty && graph.envelope.isEmpty ? "halfstep" : graph.name
     rest.input = merged(graph.inputs, rest.input)
     rest.output = merged(graph.outputs, rest.output)
     rest.valueInfo = merged(Array(graph.valueInfos.values), rest.valueInfo)

@@ -189,11 +189,10 @@ package enum RuntimeConfigurationFile {
     for kernel in try cursor?.elements() ?? [] {
       let required: Set<String> = needsParameter ? ["activation", "param"] : ["activation"]
       let keys = try kernel.members(known: ["activation", "param"], required: required)
+      let activation = try kernelType(keys["activation"]!)
       var parameter: RuntimeConfiguration.KernelType?
       if let cursor = keys["param"] { parameter = try kernelType(cursor) }
-      result.append(
-        RuntimeConfiguration.Kernel(
-          activation: try kernelType(keys["activation"]!), parameter: parameter))
+      result.append(RuntimeConfiguration.Kernel(activation: activation, parameter: parameter))
     }
     return result
   }
