@@ -10,7 +10,8 @@ import HalfstepNumerics
 /// divided out of a channel where a layer writes it can be multiplied into the weights that read it.
 /// Layers are Conv (with groups, depthwise), ConvTranspose, Gemm and MatMul with constant weights. The
 /// factor of a channel is √(r₁/r₂) for the largest weights r₁ that write it and r₂ that read it, so
-/// that both become √(r₁·r₂); rounds over all layers repeat this until no factor moves.
+/// that both become √(r₁·r₂); rounds over all layers repeat this until the factors of no tensor move
+/// against each other.
 ///
 /// The function stays the same up to float rounding. A Clip from 0 to c, as of Relu6, becomes Relu
 /// followed by Min with a constant for each channel, c divided by the channel's factor; before version

@@ -21,7 +21,8 @@ extension CrossLayerEqualization {
     package var equalizesResiduals = false
     /// Rounds over all layers at most; only for `.converged`.
     package var maximumIterations = 50
-    /// Rounds end when no factor moved by more than this ratio, minus one.
+    /// Rounds end when no two factors of a tensor moved against each other by a ratio of more than
+    /// one plus this.
     package var tolerance = 1e-3
     /// Factors lie between the inverse of this and this; only for `.converged`.
     package var largestFactor = 1e3
