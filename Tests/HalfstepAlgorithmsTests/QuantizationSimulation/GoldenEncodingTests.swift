@@ -44,8 +44,23 @@ import Testing
     try simulation.computeEncodings()
     let table = try simulation.encodings()
     for (name, wanted) in try run.recorded(renamed: renamed) {
-      guard !wanted.isParameter, let encoding = table.activations[name] else { continue }
-      try compare(encoding, wanted, name, relative: Self.activationTolerance)
+      guard !wanted.isParameter, let encoding = table.activations[name],
+        let site = simulation.quantizers[name]?.site
+      else { continue }
+      let tolerance = Self.activationTolerance(run, name)
+      guard site.fixedMinimum != nil && site.fixedMaximum == nil else {
+        try compare(encoding, wanted, name, relative: tolerance)
+        continue
+      }
+      // One end is prescribed. AIMET takes the other from the grid that it would have chosen without
+      // the bound, whose ends moved so that zero is on it; we take it from the data.
+      try simulation.setRange(minimum: nil, maximum: nil, for: name)
+      let unbounded = try #require(try simulation.encodings().activations[name])
+      let end = unbounded.maximum(group: 0) / Double(unbounded.maximumCode)
+      #expect(abs(end - wanted.scales[0]) <= tolerance * end, "\(name)")
+      let shift = abs(Double(encoding.scales[0]) - end) * Double(encoding.maximumCode)
+      #expect(shift <= Double(unbounded.scales[0]) / 2, "\(name)")
+      try simulation.setRange(minimum: site.fixedMinimum, maximum: nil, for: name)
     }
   }
 
@@ -53,10 +68,18 @@ import Testing
   ///
   /// An output is a sum of up to 1,152 float products, in another order here than there: each sum
   /// is off by about √1152·2⁻²⁴ = 2e-6 of the range, and 53 layers in a row add up to √53 times
-  /// that, 1.5e-5. A weight that falls on a rounding tie moves by a whole step in one of the two
-  /// (half away from zero there, half to even here): one of 1,152 weights off by 1/127 of the
-  /// largest is about 1e-5 more.
-  static let activationTolerance = 3e-5
+  /// that, 1.5e-5; twice that is allowed. In one run a weight rounds differently:
+  /// `features.13.conv.0.0.weight` holds one that is 2.7e-6 of a step from a tie (computed from the
+  /// recorded scale in double precision), less than the 7.6e-6 that a float scale moves it by. A
+  /// step is 1/127 of the largest weight, in 1 of 16 inputs of 1 of 96 channels that 16 outputs sum
+  /// up: about 1/127/√(16·96) = 2e-4 of the range, and half of that is seen.
+  static func activationTolerance(_ run: GoldenRun, _ tensor: String) -> Double {
+    let isBehindTie =
+      run.net.contains("mobilenet_v2") && run.configuration == "default"
+      && ["features.13", "features.14", "features.15", "features.16", "features.17", "features.18"]
+        .contains { tensor.contains($0) }
+    return isBehindTie ? 2e-4 : 3e-5
+  }
 
   private func compare(
     _ encoding: Encoding, _ wanted: GoldenEncoding, _ name: String, relative: Double
