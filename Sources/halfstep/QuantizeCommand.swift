@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// `halfstep quantize`: from a trained network to the network and its encodings.
+
+import ArgumentParser
+import Halfstep
+
+struct QuantizeCommand: ParsableCommand {
+  static let configuration = CommandConfiguration(
+    commandName: "quantize",
+    abstract: "Calibrates a network; writes the float network and its encodings.",
+    discussion: """
+      Folds batch norms, equalizes layers, places quantizers, chooses their ranges from data, and \
+      writes NAME.onnx, NAME.encodings and, with --qdq, NAME_qdq.onnx, where NAME is the model's \
+      file name. Prints the paths of what it wrote. The data's first dimension is cut into batches; \
+      the result does not depend on how.
+
+      Examples:
+        halfstep quantize net.onnx --calibration images.npy -o out
+        halfstep quantize net.onnx --calibration photos.npz --array calib --scheme sqnr -o out
+        halfstep quantize net.onnx --calibration images.npy --weights 4 --config htp_v73 --qdq -o out
+      """)
+
+  @Argument(help: ArgumentHelp("ONNX file.", valueName: "model"), completion: .file())
+  var model: String
+
+  @Option(
+    help: ArgumentHelp("NumPy file with inputs.", valueName: "npy|npz"), completion: .file())
+  var calibration: String
+
+  @OptionGroup var data: DataOptions
+  @OptionGroup var simulation: SimulationOptions
+
+  @Flag(inversion: .prefixedNo, help: "Fold batch norms into the layers beside them.")
+  var foldBatchNorms: Bool = true
+
+  @Flag(inversion: .prefixedNo, help: "Balance the weights of consecutive layers.")
+  var equalize: Bool = true
+
+  @Option(help: ArgumentHelp("Version of the encodings: 0.6.1, 1.0.0 or 2.0.0."))
+  var encodings: String = EncodingsVersion.v1_0_0.rawValue
+
+  @Flag(help: "Write an ONNX model with QuantizeLinear and DequantizeLinear as well.")
+  var qdq: Bool = false
+
+  @Flag(help: "Say nothing but results and errors.")
+  var quiet: Bool = false
+
+  @Option(
+    name: .shortAndLong, help: ArgumentHelp("Folder for the results.", valueName: "folder"),
+    completion: .directory)
+  var output: String
+
+  func run() throws {
+    Interruption.listen()
+    let version = try attempt(.working) { () throws(HalfstepError) in
+      try EncodingsVersion(text: encodings)
+    }
+    var network = try attempt(.reading) { () throws(HalfstepError) in
+      try Model(contentsOf: model)
+    }
+    let arrays = try attempt(.reading) { () throws(HalfstepError) in
+      try NamedTensors(contentsOfNumPyFile: calibration)
+    }
+    let inputs = try data.inputs(of: network, in: arrays, path: calibration)
+    try Interruption.check()
+    if foldBatchNorms {
+      let folds = try attempt(.working) { () throws(HalfstepError) in
+        try network.foldBatchNorms()
+      }
+      note("folded \(folds.count) batch norms")
+    }
+    try Interruption.check()
+    if equalize {
+      let report = try attempt(.working) { () throws(HalfstepError) in try network.equalize() }
+      note("equalized \(report.sets.count) sets of layers")
+    }
+    try Interruption.check()
+    let sim = try simulation.makeSimulation(of: network)
+    note("placed \(sim.quantizers.count) quantizers")
+    try attempt(.working) { () throws(HalfstepError) in
+      try sim.computeEncodings(data: inputs, batchSize: data.batchSize) { completed, total in
+        if !quiet { Terminal.bar("calibrating", completed, of: total) }
+        return !Interruption.isRequested
+      }
+    }
+    try Interruption.check()
+    try write(sim, version)
+  }
+
+  private func write(_ sim: QuantizationSimModel, _ version: EncodingsVersion) throws {
+    let name = Self.stem(of: model)
+    let folder = output.hasSuffix("/") ? output : output + "/"
+    try attempt(.writing) { () throws(HalfstepError) in
+      try sim.export(to: output, prefix: name, version: version)
+    }
+    Terminal.result("\(folder)\(name).onnx")
+    Terminal.result("\(folder)\(name).encodings")
+    if qdq {
+      let path = "\(folder)\(name)_qdq.onnx"
+      try attempt(.writing) { () throws(HalfstepError) in try sim.exportQDQ(to: path) }
+      Terminal.result(path)
+    }
+  }
+
+  private func note(_ line: String) {
+    if !quiet { Terminal.note(line) }
+  }
+
+  /// File name without folders and extension.
+  static func stem(of path: String) -> String {
+    let file = path.split(separator: "/").last.map(String.init) ?? path
+    guard let dot = file.lastIndex(of: "."), dot != file.startIndex else { return file }
+    return String(file[..<dot])
+  }
+}

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// Options that several commands have, and what they stand for.
+
+import ArgumentParser
+import Halfstep
+
+/// How a network is simulated.
+struct SimulationOptions: ParsableArguments {
+  /// Names of range schemes.
+  enum Scheme: String, CaseIterable, ExpressibleByArgument {
+    case minMax = "min_max"
+    case sqnr
+    case percentile
+    case mse
+    case entropy
+  }
+
+  /// Which scales weights have.
+  enum Granularity: String, EnumerableFlag {
+    case perChannel
+    case perTensor
+  }
+
+  @Option(help: "Bits of weights, 2 to 16.")
+  var weights: Int = 8
+
+  @Option(help: "Bits of activations, 2 to 16.")
+  var activations: Int = 8
+
+  @Option(help: "How ranges are chosen.")
+  var scheme: Scheme = .minMax
+
+  @Option(
+    help: ArgumentHelp(
+      "Share of values within the range, 50 to 100; needed by, and only for, that scheme.",
+      valueName: "share"))
+  var percentile: Double?
+
+  @Option(
+    help: ArgumentHelp(
+      "Runtime configuration: a built-in name or a JSON file. Instead of --per-…",
+      valueName: "name|file"))
+  var config: String?
+
+  @Flag(help: "Scales of weights: one a channel (the default), or one a tensor.")
+  var granularity: Granularity?
+
+  func makeSimulation(of model: Model) throws -> QuantizationSimModel {
+    if config != nil && granularity != nil {
+      throw usage("--config and --per-channel or --per-tensor exclude each other")
+    }
+    let scheme: RangeScheme
+    switch self.scheme {
+    case .minMax: scheme = .minMax
+    case .sqnr: scheme = .sqnr
+    case .mse: scheme = .mse
+    case .entropy: scheme = .entropy
+    case .percentile:
+      guard let percentile else { throw usage("--scheme percentile needs --percentile, as 99.9") }
+      scheme = .percentile(percentile)
+    }
+    if percentile != nil && self.scheme != .percentile {
+      throw usage("--percentile is for --scheme percentile")
+    }
+    let perTensor = granularity == .perTensor ? "default" : nil
+    return try attempt(.working) { () throws(HalfstepError) in
+      try QuantizationSimModel(
+        model, parameterBits: weights, activationBits: activations, scheme: scheme,
+        configuration: config ?? perTensor)
+    }
+  }
+}
+
+/// Arrays for a network's inputs.
+struct DataOptions: ParsableArguments {
+  @Option(
+    help: ArgumentHelp(
+      "Array of the .npz for a network with one input; by default the one of the input's name.",
+      valueName: "name"))
+  var array: String?
+
+  @Option(help: "Rows a batch.")
+  var batchSize: Int = 8
+
+  /// Finds the arrays of the network's inputs.
+  func inputs(of model: Model, in arrays: NamedTensors, path: String) throws -> [String: Tensor] {
+    guard batchSize > 0 else { throw usage("--batch-size: expected 1 or more, got \(batchSize)") }
+    let names = model.inputs.map(\.name)
+    if let array {
+      guard names.count == 1 else {
+        throw usage("--array is for networks with one input, this one has \(names.count)")
+      }
+      guard let tensor = arrays[array] else {
+        throw badData("'\(path)' has no array '\(array)', only \(list(arrays.names))")
+      }
+      return [names[0]: tensor]
+    }
+    // An .npy holds one array without a name.
+    if names.count == 1, arrays.count == 1, arrays[names[0]] == nil {
+      return [names[0]: arrays[0].tensor]
+    }
+    var inputs: [String: Tensor] = [:]
+    for name in names {
+      guard let tensor = arrays[name] else {
+        throw badData(
+          "'\(path)' has no array for input '\(name)', only \(list(arrays.names))"
+            + (names.count == 1 ? "; choose one with --array" : ""))
+      }
+      inputs[name] = tensor
+    }
+    return inputs
+  }
+
+  private func list(_ names: [String]) -> String {
+    names.isEmpty ? "none" : names.map { "'\($0)'" }.joined(separator: ", ")
+  }
+}

@@ -1,0 +1,413 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Model type: a handle on hs_model.
+#include "core.h"
+
+typedef struct model_object {
+  PyObject_HEAD hs_model *model;
+  handle_lock lock;
+} model_object;
+
+PyObject *model_wrap(core_state *state, hs_model *model) {
+  model_object *self = (model_object *)new_object(state->model_type);
+  if (!self) {
+    hs_model_free(model);
+    return NULL;
+  }
+  self->model = model;
+  if (handle_lock_init(&self->lock) < 0) {
+    Py_DECREF(self);
+    return NULL;
+  }
+  return (PyObject *)self;
+}
+
+hs_model *model_borrow(core_state *state, PyObject *object, handle_lock **out_lock) {
+  if (Py_TYPE(object) != state->model_type) {
+    PyErr_SetString(PyExc_TypeError, "expected a halfstep._core.Model");
+    return NULL;
+  }
+  *out_lock = &((model_object *)object)->lock;
+  return ((model_object *)object)->model;
+}
+
+static void model_dealloc(PyObject *object) {
+  model_object *self = (model_object *)object;
+  hs_model_free(self->model);
+  handle_lock_free(&self->lock);
+  free_object(object);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Files
+
+PyObject *core_model_open(PyObject *module, PyObject *args) {
+  core_state *state = PyModule_GetState(module);
+  PyObject *path;
+  if (!PyArg_ParseTuple(args, "O&:model_open", PyUnicode_FSConverter, &path)) return NULL;
+  hs_error error;
+  hs_model *model = NULL;
+  hs_status status;
+  Py_BEGIN_ALLOW_THREADS status = hs_model_open(PyBytes_AsString(path), NULL, &model, &error);
+  Py_END_ALLOW_THREADS Py_DECREF(path);
+  return status == HS_OK ? model_wrap(state, model) : raise_error(state, &error);
+}
+
+PyObject *core_model_open_memory(PyObject *module, PyObject *args) {
+  core_state *state = PyModule_GetState(module);
+  Py_buffer bytes;
+  PyObject *folder = NULL;
+  PyObject *folder_argument;
+  if (!PyArg_ParseTuple(args, "y*O:model_open_memory", &bytes, &folder_argument)) return NULL;
+  if (folder_argument != Py_None && !PyUnicode_FSConverter(folder_argument, &folder)) {
+    PyBuffer_Release(&bytes);
+    return NULL;
+  }
+  hs_open_options options;
+  hs_open_options_init(&options);
+  if (folder) options.external_data_folder = PyBytes_AsString(folder);
+  hs_error error;
+  hs_model *model = NULL;
+  hs_status status;
+  Py_BEGIN_ALLOW_THREADS status =
+      hs_model_open_memory(bytes.buf ? bytes.buf : "", (size_t)bytes.len, &options, &model, &error);
+  Py_END_ALLOW_THREADS PyBuffer_Release(&bytes);
+  Py_XDECREF(folder);
+  return status == HS_OK ? model_wrap(state, model) : raise_error(state, &error);
+}
+
+static PyObject *model_save(PyObject *object, PyObject *args) {
+  model_object *self = (model_object *)object;
+  core_state *state = state_of(object);
+  PyObject *path;
+  int external_data;
+  if (!PyArg_ParseTuple(args, "O&p:save", PyUnicode_FSConverter, &path, &external_data)) {
+    return NULL;
+  }
+  if (handle_enter(state, &self->lock) < 0) {
+    Py_DECREF(path);
+    return NULL;
+  }
+  hs_save_options options;
+  hs_save_options_init(&options);
+  options.external_data = external_data;
+  hs_error error;
+  hs_status status;
+  Py_BEGIN_ALLOW_THREADS status =
+      hs_model_save(self->model, PyBytes_AsString(path), &options, &error);
+  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  Py_DECREF(path);
+  if (status != HS_OK) return raise_error(state, &error);
+  Py_RETURN_NONE;
+}
+
+static PyObject *model_serialize(PyObject *object, PyObject *unused) {
+  (void)unused;
+  model_object *self = (model_object *)object;
+  core_state *state = state_of(object);
+  if (handle_enter(state, &self->lock) < 0) return NULL;
+  hs_error error;
+  hs_status status;
+  size_t size = 0;
+  Py_BEGIN_ALLOW_THREADS status = hs_model_serialized_size(self->model, &size, &error);
+  Py_END_ALLOW_THREADS PyObject *bytes = NULL;
+  if (status == HS_OK) bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
+  if (bytes) {
+    char *buffer = PyBytes_AsString(bytes);
+    size_t written;
+    Py_BEGIN_ALLOW_THREADS status = hs_model_serialize(self->model, buffer, size, &written, &error);
+    Py_END_ALLOW_THREADS if (status != HS_OK) Py_CLEAR(bytes);
+  }
+  handle_leave(&self->lock);
+  return status == HS_OK ? bytes : raise_error(state, &error);
+}
+
+static PyObject *model_clone(PyObject *object, PyObject *unused) {
+  (void)unused;
+  model_object *self = (model_object *)object;
+  core_state *state = state_of(object);
+  if (handle_enter(state, &self->lock) < 0) return NULL;
+  hs_error error;
+  hs_model *model = NULL;
+  hs_status status;
+  Py_BEGIN_ALLOW_THREADS status = hs_model_clone(self->model, &model, &error);
+  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  return status == HS_OK ? model_wrap(state, model) : raise_error(state, &error);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Tensors
+
+typedef hs_status (*count_fn)(const hs_model *, size_t *, hs_error *);
+typedef hs_status (*info_fn)(hs_model *, size_t, hs_value_info *, hs_error *);
+
+static PyObject *info_tuple(const hs_value_info *info) {
+  PyObject *name = text_of(info->name);
+  PyObject *shape = NULL;
+  if (info->rank < 0) {
+    shape = Py_None;
+    Py_INCREF(shape);
+  } else {
+    shape = PyTuple_New(info->rank);
+    for (int32_t i = 0; shape && i < info->rank; i++) {
+      PyObject *extent = PyLong_FromLongLong(info->shape[i]);
+      if (!extent || PyTuple_SetItem(shape, i, extent) < 0) Py_CLEAR(shape);
+    }
+  }
+  if (!name || !shape) {
+    Py_XDECREF(name);
+    Py_XDECREF(shape);
+    return NULL;
+  }
+  return Py_BuildValue("NiN", name, (int)info->dtype, shape);
+}
+
+static PyObject *value_infos(PyObject *object, count_fn count_of, info_fn info_of) {
+  model_object *self = (model_object *)object;
+  core_state *state = state_of(object);
+  if (handle_enter(state, &self->lock) < 0) return NULL;
+  hs_error error;
+  size_t count = 0;
+  hs_status status = count_of(self->model, &count, &error);
+  PyObject *result = status == HS_OK ? PyList_New(0) : NULL;
+  for (size_t i = 0; result && i < count; i++) {
+    hs_value_info info;
+    status = info_of(self->model, i, &info, &error);
+    PyObject *item = status == HS_OK ? info_tuple(&info) : NULL;
+    if (!item || PyList_Append(result, item) < 0) Py_CLEAR(result);
+    Py_XDECREF(item);
+  }
+  handle_leave(&self->lock);
+  return status == HS_OK ? result : raise_error(state, &error);
+}
+
+static PyObject *model_inputs(PyObject *self, PyObject *unused) {
+  (void)unused;
+  return value_infos(self, hs_model_input_count, hs_model_input);
+}
+
+static PyObject *model_outputs(PyObject *self, PyObject *unused) {
+  (void)unused;
+  return value_infos(self, hs_model_output_count, hs_model_output);
+}
+
+static PyObject *model_initializers(PyObject *object, PyObject *unused) {
+  (void)unused;
+  model_object *self = (model_object *)object;
+  core_state *state = state_of(object);
+  if (handle_enter(state, &self->lock) < 0) return NULL;
+  hs_error error;
+  hs_tensors *tensors = NULL;
+  hs_status status;
+  Py_BEGIN_ALLOW_THREADS status = hs_model_initializers(self->model, &tensors, &error);
+  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  return status == HS_OK ? tensors_to_dict(state, tensors, 0) : raise_error(state, &error);
+}
+
+static PyObject *model_set_initializer(PyObject *object, PyObject *args) {
+  model_object *self = (model_object *)object;
+  core_state *state = state_of(object);
+  PyObject *name_object, *value;
+  if (!PyArg_ParseTuple(args, "OO:set_initializer", &name_object, &value)) return NULL;
+  const char *name = utf8_of(name_object, "name of a constant");
+  Py_buffer buffer;
+  if (!name || PyObject_GetBuffer(value, &buffer, PyBUF_RECORDS_RO) < 0) return NULL;
+  hs_tensor_view view;
+  if (view_from_buffer(state, name, &buffer, &view) < 0 || handle_enter(state, &self->lock) < 0) {
+    PyBuffer_Release(&buffer);
+    return NULL;
+  }
+  hs_error error;
+  hs_status status;
+  Py_BEGIN_ALLOW_THREADS status = hs_model_set_initializer(self->model, name, &view, &error);
+  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  PyBuffer_Release(&buffer);
+  if (status != HS_OK) return raise_error(state, &error);
+  Py_RETURN_NONE;
+}
+
+// ------------------------------------------------------------------------------------------------
+// Running
+
+static PyObject *model_run(PyObject *object, PyObject *args) {
+  model_object *self = (model_object *)object;
+  core_state *state = state_of(object);
+  PyObject *values, *extra;
+  if (!PyArg_ParseTuple(args, "OO!:run", &values, &PyTuple_Type, &extra)) return NULL;
+  names names;
+  inputs inputs;
+  if (names_acquire(extra, &names) < 0) return NULL;
+  if (inputs_acquire(state, values, &inputs) < 0) {
+    names_release(&names);
+    return NULL;
+  }
+  hs_run_options options;
+  hs_run_options_init(&options);
+  options.extra_outputs = names.texts;
+  options.extra_output_count = names.count;
+  hs_tensors *outputs = NULL;
+  hs_error error;
+  hs_status status = HS_ERR_INTERNAL;
+  int entered = handle_enter(state, &self->lock) == 0;
+  if (entered) {
+    Py_BEGIN_ALLOW_THREADS status = hs_model_run(self->model, inputs.names, inputs.views,
+                                                 inputs.count, &options, &outputs, &error);
+    Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  }
+  inputs_release(&inputs);
+  names_release(&names);
+  if (!entered) return NULL;
+  return status == HS_OK ? tensors_to_dict(state, outputs, 1) : raise_error(state, &error);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Inspection and algorithms
+
+static PyObject *floats(const float *values, size_t count) {
+  return PyBytes_FromStringAndSize((const char *)values, (Py_ssize_t)(count * sizeof *values));
+}
+
+static PyObject *layer_tuple(const hs_layer *layer) {
+  PyObject *name = text_of(layer->name);
+  PyObject *operator= text_of(layer->op_type);
+  PyObject *weight = text_of(layer->weight);
+  PyObject *minimum = floats(layer->channel_minimum, layer->channel_count);
+  PyObject *maximum = floats(layer->channel_maximum, layer->channel_count);
+  if (name && operator&& weight && minimum && maximum) {
+    return Py_BuildValue("NNNNNn", name, operator, weight, minimum, maximum,
+                         (Py_ssize_t)layer->weight_count);
+  }
+  Py_XDECREF(name);
+  Py_XDECREF(operator);
+  Py_XDECREF(weight);
+  Py_XDECREF(minimum);
+  Py_XDECREF(maximum);
+  return NULL;
+}
+
+static PyObject *model_inspect(PyObject *object, PyObject *unused) {
+  (void)unused;
+  model_object *self = (model_object *)object;
+  core_state *state = state_of(object);
+  if (handle_enter(state, &self->lock) < 0) return NULL;
+  hs_error error;
+  hs_inspection *inspection = NULL;
+  hs_status status;
+  Py_BEGIN_ALLOW_THREADS status = hs_model_inspect(self->model, &inspection, &error);
+  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  size_t count = 0;
+  if (status == HS_OK) status = hs_inspection_layer_count(inspection, &count, &error);
+  PyObject *result = status == HS_OK ? PyList_New(0) : NULL;
+  for (size_t i = 0; result && i < count; i++) {
+    hs_layer layer;
+    status = hs_inspection_layer(inspection, i, &layer, &error);
+    PyObject *item = status == HS_OK ? layer_tuple(&layer) : NULL;
+    if (!item || PyList_Append(result, item) < 0) Py_CLEAR(result);
+    Py_XDECREF(item);
+  }
+  hs_inspection_free(inspection);
+  return status == HS_OK ? result : raise_error(state, &error);
+}
+
+static PyObject *model_fold_batch_norms(PyObject *object, PyObject *unused) {
+  (void)unused;
+  model_object *self = (model_object *)object;
+  core_state *state = state_of(object);
+  if (handle_enter(state, &self->lock) < 0) return NULL;
+  hs_error error;
+  hs_fold_report *report = NULL;
+  hs_status status;
+  Py_BEGIN_ALLOW_THREADS status = hs_model_fold_batch_norms(self->model, &report, &error);
+  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  size_t count = 0;
+  if (status == HS_OK) status = hs_fold_report_count(report, &count, &error);
+  PyObject *result = status == HS_OK ? PyList_New(0) : NULL;
+  for (size_t i = 0; result && i < count; i++) {
+    hs_fold fold;
+    status = hs_fold_report_get(report, i, &fold, &error);
+    PyObject *item = NULL;
+    if (status == HS_OK) {
+      item = Py_BuildValue("NNN", text_of(fold.layer), text_of(fold.batch_norm),
+                           PyBool_FromLong(fold.is_forward));
+    }
+    if (!item || PyList_Append(result, item) < 0) Py_CLEAR(result);
+    Py_XDECREF(item);
+  }
+  hs_fold_report_free(report);
+  return status == HS_OK ? result : raise_error(state, &error);
+}
+
+static PyObject *equalized_set_tuple(const hs_equalized_set *set) {
+  PyObject *layers = PyTuple_New((Py_ssize_t)set->layer_count);
+  for (size_t i = 0; layers && i < set->layer_count; i++) {
+    PyObject *layer = text_of(set->layers[i]);
+    if (!layer || PyTuple_SetItem(layers, (Py_ssize_t)i, layer) < 0) Py_CLEAR(layers);
+  }
+  PyObject *factors = PyTuple_New((Py_ssize_t)set->factor_count);
+  for (size_t i = 0; factors && i < set->factor_count; i++) {
+    PyObject *factor = floats(set->factors[i], set->channel_counts[i]);
+    if (!factor || PyTuple_SetItem(factors, (Py_ssize_t)i, factor) < 0) Py_CLEAR(factors);
+  }
+  if (layers && factors) return Py_BuildValue("NN", layers, factors);
+  Py_XDECREF(layers);
+  Py_XDECREF(factors);
+  return NULL;
+}
+
+static PyObject *model_equalize(PyObject *object, PyObject *args) {
+  model_object *self = (model_object *)object;
+  core_state *state = state_of(object);
+  int absorbs_high_biases, maximum_iterations;
+  if (!PyArg_ParseTuple(args, "pi:equalize", &absorbs_high_biases, &maximum_iterations)) {
+    return NULL;
+  }
+  if (handle_enter(state, &self->lock) < 0) return NULL;
+  hs_equalization_options options;
+  hs_equalization_options_init(&options);
+  options.keeps_high_biases = !absorbs_high_biases;
+  options.maximum_iterations = maximum_iterations;
+  hs_error error;
+  hs_equalization_report *report = NULL;
+  hs_status status;
+  Py_BEGIN_ALLOW_THREADS status = hs_model_equalize(self->model, &options, &report, &error);
+  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  size_t count = 0, iterations = 0;
+  if (status == HS_OK) status = hs_equalization_report_iterations(report, &iterations, &error);
+  if (status == HS_OK) status = hs_equalization_report_count(report, &count, &error);
+  PyObject *sets = status == HS_OK ? PyList_New(0) : NULL;
+  for (size_t i = 0; sets && i < count; i++) {
+    hs_equalized_set set;
+    status = hs_equalization_report_get(report, i, &set, &error);
+    PyObject *item = status == HS_OK ? equalized_set_tuple(&set) : NULL;
+    if (!item || PyList_Append(sets, item) < 0) Py_CLEAR(sets);
+    Py_XDECREF(item);
+  }
+  hs_equalization_report_free(report);
+  if (status != HS_OK) return raise_error(state, &error);
+  return sets ? Py_BuildValue("nN", (Py_ssize_t)iterations, sets) : NULL;
+}
+
+static PyMethodDef model_methods[] = {
+    {"save", model_save, METH_VARARGS, NULL},
+    {"serialize", model_serialize, METH_NOARGS, NULL},
+    {"clone", model_clone, METH_NOARGS, NULL},
+    {"inputs", model_inputs, METH_NOARGS, NULL},
+    {"outputs", model_outputs, METH_NOARGS, NULL},
+    {"initializers", model_initializers, METH_NOARGS, NULL},
+    {"set_initializer", model_set_initializer, METH_VARARGS, NULL},
+    {"run", model_run, METH_VARARGS, NULL},
+    {"inspect", model_inspect, METH_NOARGS, NULL},
+    {"fold_batch_norms", model_fold_batch_norms, METH_NOARGS, NULL},
+    {"equalize", model_equalize, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL}};
+
+static PyType_Slot model_slots[] = {{Py_tp_dealloc, model_dealloc},
+                                    {Py_tp_methods, model_methods},
+                                    {Py_tp_doc, "A handle on a network."},
+                                    {0, NULL}};
+
+PyType_Spec model_spec = {
+    .name = "halfstep._core.Model",
+    .basicsize = sizeof(model_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = model_slots,
+};

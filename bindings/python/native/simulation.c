@@ -1,0 +1,427 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Simulation type: a handle on hs_simulation.
+#include <string.h>
+
+#include "core.h"
+
+typedef struct simulation_object {
+  PyObject_HEAD hs_simulation *simulation;
+  handle_lock lock;
+} simulation_object;
+
+PyObject *core_simulation_create(PyObject *module, PyObject *args) {
+  core_state *state = PyModule_GetState(module);
+  PyObject *model_object;
+  int parameter_bits, activation_bits, scheme;
+  double percentile;
+  PyObject *configuration;
+  if (!PyArg_ParseTuple(args, "OiiidO:simulation_create", &model_object, &parameter_bits,
+                        &activation_bits, &scheme, &percentile, &configuration)) {
+    return NULL;
+  }
+  handle_lock *model_lock;
+  hs_model *model = model_borrow(state, model_object, &model_lock);
+  if (!model) return NULL;
+  PyObject *path = NULL;
+  if (configuration != Py_None && !PyUnicode_FSConverter(configuration, &path)) return NULL;
+  simulation_object *self = (simulation_object *)new_object(state->simulation_type);
+  if (!self || handle_lock_init(&self->lock) < 0 || handle_enter(state, model_lock) < 0) {
+    Py_XDECREF(path);
+    Py_XDECREF((PyObject *)self);
+    return NULL;
+  }
+  hs_simulation_options options;
+  hs_simulation_options_init(&options);
+  options.parameter_bits = parameter_bits;
+  options.activation_bits = activation_bits;
+  options.scheme = scheme;
+  options.percentile = percentile;
+  options.configuration = path ? PyBytes_AsString(path) : NULL;
+  hs_error error;
+  hs_status status;
+  Py_BEGIN_ALLOW_THREADS status = hs_simulation_create(model, &options, &self->simulation, &error);
+  Py_END_ALLOW_THREADS handle_leave(model_lock);
+  Py_XDECREF(path);
+  if (status == HS_OK) return (PyObject *)self;
+  Py_DECREF(self);
+  return raise_error(state, &error);
+}
+
+static void simulation_dealloc(PyObject *object) {
+  simulation_object *self = (simulation_object *)object;
+  hs_simulation_free(self->simulation);
+  handle_lock_free(&self->lock);
+  free_object(object);
+}
+
+static PyObject *none_or_error(core_state *state, hs_status status, const hs_error *error) {
+  if (status != HS_OK) return raise_error(state, error);
+  Py_RETURN_NONE;
+}
+
+// ------------------------------------------------------------------------------------------------
+// Calibration
+
+static PyObject *simulation_observe(PyObject *object, PyObject *values) {
+  simulation_object *self = (simulation_object *)object;
+  core_state *state = state_of(object);
+  inputs inputs;
+  if (inputs_acquire(state, values, &inputs) < 0) return NULL;
+  if (handle_enter(state, &self->lock) < 0) {
+    inputs_release(&inputs);
+    return NULL;
+  }
+  hs_error error;
+  hs_status status;
+  Py_BEGIN_ALLOW_THREADS status =
+      hs_simulation_observe(self->simulation, inputs.names, inputs.views, inputs.count, &error);
+  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  inputs_release(&inputs);
+  return none_or_error(state, status, &error);
+}
+
+static PyObject *simulation_reset_statistics(PyObject *object, PyObject *unused) {
+  (void)unused;
+  simulation_object *self = (simulation_object *)object;
+  core_state *state = state_of(object);
+  if (handle_enter(state, &self->lock) < 0) return NULL;
+  hs_error error;
+  hs_status status = hs_simulation_reset_statistics(self->simulation, &error);
+  handle_leave(&self->lock);
+  return none_or_error(state, status, &error);
+}
+
+static PyObject *simulation_compute_encodings(PyObject *object, PyObject *unused) {
+  (void)unused;
+  simulation_object *self = (simulation_object *)object;
+  core_state *state = state_of(object);
+  if (handle_enter(state, &self->lock) < 0) return NULL;
+  hs_error error;
+  hs_status status;
+  Py_BEGIN_ALLOW_THREADS status = hs_simulation_compute_encodings(self->simulation, &error);
+  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  return none_or_error(state, status, &error);
+}
+
+/// What the progress callback needs; it runs on the thread that made the call.
+typedef struct progress_context {
+  PyObject *callable;     ///< Or None: then only signals are looked for.
+  PyThreadState *thread;  ///< Saved while the library works.
+} progress_context;
+
+static int32_t report_progress(size_t completed, size_t total, void *user_data) {
+  progress_context *context = user_data;
+  PyEval_RestoreThread(context->thread);
+  int32_t result = PyErr_CheckSignals() < 0;
+  if (!result && context->callable != Py_None) {
+    PyObject *answer =
+        PyObject_CallFunction(context->callable, "nn", (Py_ssize_t)completed, (Py_ssize_t)total);
+    result = !answer || answer == Py_False;
+    Py_XDECREF(answer);
+  }
+  context->thread = PyEval_SaveThread();
+  return result;
+}
+
+static PyObject *simulation_calibrate(PyObject *object, PyObject *args) {
+  simulation_object *self = (simulation_object *)object;
+  core_state *state = state_of(object);
+  PyObject *values, *callable;
+  Py_ssize_t batch_size;
+  if (!PyArg_ParseTuple(args, "OnO:calibrate", &values, &batch_size, &callable)) return NULL;
+  if (batch_size < 1) {
+    return raise_status(state, HS_ERR_INVALID_ARGUMENT, "batch size: expected 1 or more, got %zd",
+                        batch_size);
+  }
+  inputs inputs;
+  if (inputs_acquire(state, values, &inputs) < 0) return NULL;
+  if (handle_enter(state, &self->lock) < 0) {
+    inputs_release(&inputs);
+    return NULL;
+  }
+  progress_context context = {.callable = callable};
+  hs_calibration_options options;
+  hs_calibration_options_init(&options);
+  options.batch_size = (size_t)batch_size;
+  options.progress = report_progress;
+  options.user_data = &context;
+  hs_error error;
+  context.thread = PyEval_SaveThread();
+  hs_status status = hs_simulation_calibrate(self->simulation, inputs.names, inputs.views,
+                                             inputs.count, &options, &error);
+  PyEval_RestoreThread(context.thread);
+  handle_leave(&self->lock);
+  inputs_release(&inputs);
+  if (PyErr_Occurred()) return NULL;  // what the callback or a signal handler raised
+  return none_or_error(state, status, &error);
+}
+
+static PyObject *simulation_statistics(PyObject *object, PyObject *unused) {
+  (void)unused;
+  simulation_object *self = (simulation_object *)object;
+  core_state *state = state_of(object);
+  if (handle_enter(state, &self->lock) < 0) return NULL;
+  hs_error error;
+  hs_status status;
+  size_t size = 0;
+  Py_BEGIN_ALLOW_THREADS status = hs_simulation_statistics_size(self->simulation, &size, &error);
+  Py_END_ALLOW_THREADS PyObject *bytes =
+      status == HS_OK ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size) : NULL;
+  if (bytes) {
+    status = hs_simulation_serialize_statistics(self->simulation, PyBytes_AsString(bytes), size,
+                                                &size, &error);
+    if (status != HS_OK) Py_CLEAR(bytes);
+  }
+  handle_leave(&self->lock);
+  return status == HS_OK ? bytes : raise_error(state, &error);
+}
+
+static PyObject *simulation_merge_statistics(PyObject *object, PyObject *args) {
+  simulation_object *self = (simulation_object *)object;
+  core_state *state = state_of(object);
+  Py_buffer bytes;
+  if (!PyArg_ParseTuple(args, "y*:merge_statistics", &bytes)) return NULL;
+  if (handle_enter(state, &self->lock) < 0) {
+    PyBuffer_Release(&bytes);
+    return NULL;
+  }
+  hs_error error;
+  hs_status status;
+  Py_BEGIN_ALLOW_THREADS status = hs_simulation_merge_statistics(
+      self->simulation, bytes.buf ? bytes.buf : "", (size_t)bytes.len, &error);
+  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  PyBuffer_Release(&bytes);
+  return none_or_error(state, status, &error);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Running
+
+static PyObject *simulation_run(PyObject *object, PyObject *args) {
+  simulation_object *self = (simulation_object *)object;
+  core_state *state = state_of(object);
+  PyObject *values, *extra;
+  if (!PyArg_ParseTuple(args, "OO!:run", &values, &PyTuple_Type, &extra)) return NULL;
+  names names;
+  inputs inputs;
+  if (names_acquire(extra, &names) < 0) return NULL;
+  if (inputs_acquire(state, values, &inputs) < 0) {
+    names_release(&names);
+    return NULL;
+  }
+  hs_run_options options;
+  hs_run_options_init(&options);
+  options.extra_outputs = names.texts;
+  options.extra_output_count = names.count;
+  hs_tensors *outputs = NULL;
+  hs_error error;
+  hs_status status = HS_ERR_INTERNAL;
+  int entered = handle_enter(state, &self->lock) == 0;
+  if (entered) {
+    Py_BEGIN_ALLOW_THREADS status = hs_simulation_run(self->simulation, inputs.names, inputs.views,
+                                                      inputs.count, &options, &outputs, &error);
+    Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  }
+  inputs_release(&inputs);
+  names_release(&names);
+  if (!entered) return NULL;
+  return status == HS_OK ? tensors_to_dict(state, outputs, 1) : raise_error(state, &error);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Quantizers
+
+static PyObject *simulation_quantizers(PyObject *object, PyObject *unused) {
+  (void)unused;
+  simulation_object *self = (simulation_object *)object;
+  core_state *state = state_of(object);
+  if (handle_enter(state, &self->lock) < 0) return NULL;
+  hs_error error;
+  size_t count = 0;
+  hs_status status = hs_simulation_quantizer_count(self->simulation, &count, &error);
+  PyObject *result = status == HS_OK ? PyList_New(0) : NULL;
+  for (size_t i = 0; result && i < count; i++) {
+    hs_quantizer quantizer;
+    status = hs_simulation_quantizer(self->simulation, i, &quantizer, &error);
+    PyObject *item = NULL;
+    if (status == HS_OK) {
+      item = Py_BuildValue("NNNiN", text_of(quantizer.tensor), text_of(quantizer.tied_to),
+                           PyBool_FromLong(quantizer.role == HS_QUANTIZER_ROLE_PARAMETER),
+                           (int)quantizer.bits, PyBool_FromLong(quantizer.is_symmetric));
+    }
+    if (!item || PyList_Append(result, item) < 0) Py_CLEAR(result);
+    Py_XDECREF(item);
+  }
+  handle_leave(&self->lock);
+  return status == HS_OK ? result : raise_error(state, &error);
+}
+
+static PyObject *simulation_encoding(PyObject *object, PyObject *name) {
+  simulation_object *self = (simulation_object *)object;
+  core_state *state = state_of(object);
+  const char *tensor = utf8_of(name, "name of a tensor");
+  if (!tensor || handle_enter(state, &self->lock) < 0) return NULL;
+  hs_error error;
+  hs_encoding encoding;
+  PyObject *result = NULL;
+  hs_status status = hs_simulation_encoding(self->simulation, tensor, &encoding, &error);
+  if (status == HS_OK) {
+    Py_ssize_t size = (Py_ssize_t)(encoding.count * 4);
+    result = Py_BuildValue(
+        "y#y#iiiLiNNN", (const char *)encoding.scales, size, (const char *)encoding.zero_points,
+        size, (int)encoding.granularity, (int)encoding.axis, (int)encoding.block_axis,
+        (long long)encoding.block_size, (int)encoding.bits, PyBool_FromLong(encoding.is_signed),
+        PyBool_FromLong(encoding.is_symmetric), PyBool_FromLong(encoding.is_strict));
+  }
+  handle_leave(&self->lock);
+  return status == HS_OK ? result : raise_error(state, &error);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Files
+
+static PyObject *simulation_encodings_json(PyObject *object, PyObject *version_object) {
+  simulation_object *self = (simulation_object *)object;
+  core_state *state = state_of(object);
+  const char *version = utf8_of(version_object, "version");
+  if (!version || handle_enter(state, &self->lock) < 0) return NULL;
+  hs_error error;
+  hs_status status;
+  size_t size = 0;
+  Py_BEGIN_ALLOW_THREADS status =
+      hs_simulation_encodings_size(self->simulation, version, &size, &error);
+  Py_END_ALLOW_THREADS PyObject *bytes =
+      status == HS_OK ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size) : NULL;
+  if (bytes) {
+    status = hs_simulation_encodings_json(self->simulation, version, PyBytes_AsString(bytes), size,
+                                          &size, &error);
+    if (status != HS_OK) Py_CLEAR(bytes);
+  }
+  handle_leave(&self->lock);
+  return status == HS_OK ? bytes : raise_error(state, &error);
+}
+
+static PyObject *simulation_export(PyObject *object, PyObject *args) {
+  simulation_object *self = (simulation_object *)object;
+  core_state *state = state_of(object);
+  PyObject *folder, *prefix_object, *version_object;
+  if (!PyArg_ParseTuple(args, "O&OO:export", PyUnicode_FSConverter, &folder, &prefix_object,
+                        &version_object)) {
+    return NULL;
+  }
+  const char *prefix = utf8_of(prefix_object, "prefix");
+  const char *version = prefix ? utf8_of(version_object, "version") : NULL;
+  if (!version || handle_enter(state, &self->lock) < 0) {
+    Py_DECREF(folder);
+    return NULL;
+  }
+  hs_error error;
+  hs_status status;
+  Py_BEGIN_ALLOW_THREADS status =
+      hs_simulation_export(self->simulation, PyBytes_AsString(folder), prefix, version, &error);
+  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  Py_DECREF(folder);
+  return none_or_error(state, status, &error);
+}
+
+static PyObject *simulation_export_qdq(PyObject *object, PyObject *args) {
+  simulation_object *self = (simulation_object *)object;
+  core_state *state = state_of(object);
+  PyObject *path;
+  int prequantizes_constants, exports_int32_bias;
+  if (!PyArg_ParseTuple(args, "O&pp:export_qdq", PyUnicode_FSConverter, &path,
+                        &prequantizes_constants, &exports_int32_bias)) {
+    return NULL;
+  }
+  if (handle_enter(state, &self->lock) < 0) {
+    Py_DECREF(path);
+    return NULL;
+  }
+  hs_qdq_options options;
+  hs_qdq_options_init(&options);
+  options.prequantizes_constants = prequantizes_constants;
+  options.exports_int32_bias = exports_int32_bias;
+  hs_error error;
+  hs_status status;
+  Py_BEGIN_ALLOW_THREADS status =
+      hs_simulation_export_qdq(self->simulation, PyBytes_AsString(path), &options, &error);
+  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  Py_DECREF(path);
+  return none_or_error(state, status, &error);
+}
+
+static PyObject *mismatches(core_state *state, const hs_load_report *report,
+                            hs_load_mismatch kind) {
+  hs_error error;
+  size_t count = 0;
+  if (hs_load_report_count(report, kind, &count, &error) != HS_OK) {
+    return raise_error(state, &error);
+  }
+  PyObject *result = PyTuple_New((Py_ssize_t)count);
+  for (size_t i = 0; result && i < count; i++) {
+    const char *text;
+    if (hs_load_report_get(report, kind, i, &text, &error) != HS_OK) {
+      Py_DECREF(result);
+      return raise_error(state, &error);
+    }
+    PyObject *item = text_of(text);
+    if (!item || PyTuple_SetItem(result, (Py_ssize_t)i, item) < 0) Py_CLEAR(result);
+  }
+  return result;
+}
+
+static PyObject *simulation_load_encodings(PyObject *object, PyObject *args) {
+  simulation_object *self = (simulation_object *)object;
+  core_state *state = state_of(object);
+  Py_buffer bytes;
+  int strict;
+  if (!PyArg_ParseTuple(args, "y*p:load_encodings", &bytes, &strict)) return NULL;
+  if (handle_enter(state, &self->lock) < 0) {
+    PyBuffer_Release(&bytes);
+    return NULL;
+  }
+  hs_error error;
+  hs_status status;
+  hs_load_report *report = NULL;
+  Py_BEGIN_ALLOW_THREADS status = hs_simulation_load_encodings(
+      self->simulation, bytes.buf ? bytes.buf : "", (size_t)bytes.len, strict, &report, &error);
+  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  PyBuffer_Release(&bytes);
+  if (status != HS_OK) return raise_error(state, &error);
+  PyObject *unknown = mismatches(state, report, HS_LOAD_MISMATCH_UNKNOWN);
+  PyObject *missing = unknown ? mismatches(state, report, HS_LOAD_MISMATCH_MISSING) : NULL;
+  PyObject *different = missing ? mismatches(state, report, HS_LOAD_MISMATCH_DIFFERENT) : NULL;
+  hs_load_report_free(report);
+  if (different) return Py_BuildValue("NNN", unknown, missing, different);
+  Py_XDECREF(unknown);
+  Py_XDECREF(missing);
+  return NULL;
+}
+
+static PyMethodDef simulation_methods[] = {
+    {"observe", simulation_observe, METH_O, NULL},
+    {"reset_statistics", simulation_reset_statistics, METH_NOARGS, NULL},
+    {"compute_encodings", simulation_compute_encodings, METH_NOARGS, NULL},
+    {"calibrate", simulation_calibrate, METH_VARARGS, NULL},
+    {"statistics", simulation_statistics, METH_NOARGS, NULL},
+    {"merge_statistics", simulation_merge_statistics, METH_VARARGS, NULL},
+    {"run", simulation_run, METH_VARARGS, NULL},
+    {"quantizers", simulation_quantizers, METH_NOARGS, NULL},
+    {"encoding", simulation_encoding, METH_O, NULL},
+    {"encodings_json", simulation_encodings_json, METH_O, NULL},
+    {"export", simulation_export, METH_VARARGS, NULL},
+    {"export_qdq", simulation_export_qdq, METH_VARARGS, NULL},
+    {"load_encodings", simulation_load_encodings, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL}};
+
+static PyType_Slot simulation_slots[] = {{Py_tp_dealloc, simulation_dealloc},
+                                         {Py_tp_methods, simulation_methods},
+                                         {Py_tp_doc, "A handle on a simulated network."},
+                                         {0, NULL}};
+
+PyType_Spec simulation_spec = {
+    .name = "halfstep._core.Simulation",
+    .basicsize = sizeof(simulation_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = simulation_slots,
+};

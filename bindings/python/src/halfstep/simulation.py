@@ -1,0 +1,501 @@
+# SPDX-License-Identifier: Apache-2.0
+# The QuantizationSimModel class: a network simulated on integer hardware.
+"""Simulation of integer hardware: quantizers are placed, calibrated, and take part in runs."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import _core
+from .errors import CancelledError, UnknownNameError
+from .model import Model
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: Numbers of the range schemes; AIMET's names are understood as well.
+_SCHEMES: dict[str, int] = {
+    "min_max": 0,
+    "tf": 0,
+    "sqnr": 1,
+    "tf_enhanced": 1,
+    "percentile": 2,
+    "mse": 3,
+    "entropy": 4,
+}
+_GRANULARITIES = ("per_tensor", "per_channel", "per_block")
+
+
+class Quantizer(NamedTuple):
+    """A tensor that is quantized."""
+
+    #: Name of the tensor.
+    tensor: str
+    #: Tensor whose grid this one shares, or its own name.
+    tied_to: str
+    #: Whether the tensor is a constant, not computed.
+    is_parameter: bool
+    #: Width of the codes.
+    bits: int
+    #: Whether zero sits in the middle of the grid.
+    is_symmetric: bool
+
+
+class Encoding(NamedTuple):
+    """The integer grid of a tensor: ``real = scale * (code - zero_point)``."""
+
+    #: Positive scales, float32: one, one a channel, or one a channel and block (row-major).
+    scales: np.ndarray
+    #: Codes that stand for 0, int32, as many.
+    zero_points: np.ndarray
+    #: "per_tensor", "per_channel" or "per_block".
+    granularity: str
+    #: Channel axis; 0 if per tensor.
+    axis: int
+    #: Per block only; else 0.
+    block_axis: int
+    #: Per block only; else 0.
+    block_size: int
+    #: 2 to 16, or 32 for biases.
+    bits: int
+    #: Whether codes start at ``-2**(bits - 1)``, not at 0.
+    is_signed: bool
+    #: Whether the quantizer was asked to be symmetric.
+    is_symmetric: bool
+    #: Whether the lowest signed code is left out.
+    is_strict: bool
+
+
+class LoadReport(NamedTuple):
+    """What did not match when encodings were loaded."""
+
+    #: Tensors that the file names and that have no quantizer here.
+    unknown: tuple[str, ...]
+    #: Quantizers here that the file does not name.
+    missing: tuple[str, ...]
+    #: Tensor, property, expected, got.
+    different: tuple[str, ...]
+
+
+Progress = Callable[[int, "int | None"], object]
+
+
+class QuantizationSimModel:
+    """A network simulated on integer hardware.
+
+    Parameters
+    ----------
+    model : Model
+        The network; later changes of it do not reach the simulation.
+    param_bits : int
+        Width of constants, 2 to 16.
+    activation_bits : int
+        Width of computed tensors, 2 to 16.
+    quant_scheme : str
+        How ranges are chosen: ``"min_max"`` (``"tf"``), ``"sqnr"`` (``"tf_enhanced"``),
+        ``"percentile"``, ``"mse"``, ``"entropy"``.
+    config : str or path, optional
+        A built-in runtime configuration by name or the path of a JSON file. By default
+        ``"default_per_channel"``; ``"default"`` is per tensor.
+    percentile : float
+        For the scheme of that name, 50 to 100: the share of values within the range.
+
+    Raises
+    ------
+    UnknownNameError
+        For the scheme or configuration.
+    InvalidArgumentError, InvalidConfigurationError, NonFiniteValueError, UnsupportedOperatorError
+
+    Examples
+    --------
+    >>> import halfstep, numpy as np
+    >>> model = halfstep.Model.load("net.onnx")
+    >>> _ = model.fold_batch_norms()
+    >>> sim = halfstep.QuantizationSimModel(model, param_bits=8, activation_bits=8)
+    >>> data = np.random.default_rng(0).standard_normal((16, 3, 8, 8), np.float32)
+    >>> sim.compute_encodings([data[:8], data[8:]], progress=False)
+    >>> sim.run({"x": data})["y"].shape
+    (16, 4)
+    >>> sim.export("out", "net")
+    >>> sorted(os.listdir("out"))
+    ['net.encodings', 'net.onnx']
+    """
+
+    __slots__ = ("__weakref__", "_handle", "_inputs", "_model", "_statistics_lock")
+
+    def __init__(
+        self,
+        model: Model,
+        param_bits: int = 8,
+        activation_bits: int = 8,
+        quant_scheme: str = "min_max",
+        config: str | os.PathLike[str] | None = None,
+        *,
+        percentile: float = 100.0,
+    ) -> None:
+        if not isinstance(model, Model):
+            raise TypeError(f"model: expected a halfstep.Model, got {type(model).__name__}")
+        if quant_scheme not in _SCHEMES:
+            raise UnknownNameError(
+                f"quant_scheme {quant_scheme!r}: expected one of {', '.join(_SCHEMES)}"
+            )
+        for bits, what in ((param_bits, "param_bits"), (activation_bits, "activation_bits")):
+            _check_bits(bits, what)
+        self._handle = _core.simulation_create(
+            model._handle,
+            param_bits,
+            activation_bits,
+            _SCHEMES[quant_scheme],
+            percentile,
+            config,
+        )
+        self._model = model.copy()
+        self._inputs = self._model.inputs
+        # Calibration is several native calls; this keeps other threads' statistics out of it.
+        self._statistics_lock = threading.RLock()
+
+    @property
+    def model(self) -> Model:
+        """A copy of the network in float32, as it was when the simulation was made."""
+        return self._model.copy()
+
+    # ---------------------------------------------------------------------------------------------
+    # Calibration
+
+    def compute_encodings(
+        self,
+        data: Iterable[Any] | Mapping[str, Any] | Any,
+        progress: bool | Progress = True,
+        *,
+        batch_size: int = 8,
+    ) -> None:
+        """Choose the grids of computed tensors from data.
+
+        Forgets what was observed before. Constants are quantized while the data runs through,
+        computed tensors are not. The result does not depend on how the data is cut into batches or
+        on their order. If anything raises, also `progress` or the iterable, statistics and
+        encodings stay as they were.
+
+        Parameters
+        ----------
+        data : iterable of (dict of str to array, or array); or one dict, or one array
+            Batches of the inputs. One dict of arrays or one array ``[N, ...]`` is cut into batches
+            here.
+        progress : bool or callable
+            True shows a bar on a terminal if tqdm is installed. A callable gets the number of
+            batches done and their number in all (None if the iterable has no length) after each
+            batch, and cancels by returning False.
+        batch_size : int
+            Rows a batch, where the data is cut here.
+
+        Raises
+        ------
+        EmptyStatisticsError
+            Without batches.
+        CancelledError
+            If `progress` returned False.
+        ShapeMismatchError, TypeMismatchError, UnknownNameError, NonFiniteValueError
+            For the data.
+        """
+        from . import _arrays
+
+        whole = isinstance(data, Mapping) or hasattr(data, "__array__")
+        with self._statistics_lock, _reporter(progress) as report:
+            if whole:
+                inputs = _arrays.as_inputs(data, self._inputs)
+                self._handle.calibrate(inputs, batch_size, report)
+                return
+            before = self._handle.statistics()
+            total = len(data) if hasattr(data, "__len__") else None  # type: ignore[arg-type]
+            self._handle.reset_statistics()
+            try:
+                for index, batch in enumerate(data):
+                    self._handle.observe(_arrays.as_inputs(batch, self._inputs))
+                    if report is not None and report(index + 1, total) is False:
+                        raise CancelledError(f"calibration was cancelled after batch {index + 1}")
+                self._handle.compute_encodings()
+            except BaseException:
+                self._handle.reset_statistics()
+                self._handle.merge_statistics(before)
+                raise
+
+    def observe(self, inputs: Mapping[str, Any] | Any) -> None:
+        """Run one batch and remember the ranges of computed tensors.
+
+        For calibration over several processes; `finish_calibration` chooses the grids.
+
+        Parameters
+        ----------
+        inputs : mapping of str to array, or array
+            As for `Model.run`.
+        """
+        from . import _arrays
+
+        values = _arrays.as_inputs(inputs, self._inputs)
+        with self._statistics_lock:
+            self._handle.observe(values)
+
+    def finish_calibration(self) -> None:
+        """Choose the grids of computed tensors from everything observed or merged so far.
+
+        Raises
+        ------
+        EmptyStatisticsError
+            If nothing was.
+        """
+        with self._statistics_lock:
+            self._handle.compute_encodings()
+
+    def reset_statistics(self) -> None:
+        """Forget what was observed; encodings stay."""
+        with self._statistics_lock:
+            self._handle.reset_statistics()
+
+    def statistics(self) -> bytes:
+        """Return everything observed so far, to be merged in another process.
+
+        Examples
+        --------
+        Two simulations share the work and come to what one would have found:
+
+        >>> import halfstep, numpy as np
+        >>> model = halfstep.Model.load("net.onnx")
+        >>> data = np.random.default_rng(0).standard_normal((16, 3, 8, 8), np.float32)
+        >>> one, half, other = (halfstep.QuantizationSimModel(model) for _ in range(3))
+        >>> one.compute_encodings([data], progress=False)
+        >>> half.observe(data[::2])
+        >>> other.observe(data[1::2])
+        >>> half.merge_statistics(other.statistics())
+        >>> half.finish_calibration()
+        >>> half.encodings() == one.encodings()
+        True
+        """
+        with self._statistics_lock:
+            return self._handle.statistics()
+
+    def merge_statistics(self, data: bytes) -> None:
+        """Add what another simulation of the same network observed; order does not matter.
+
+        Raises
+        ------
+        MalformedFileError, UnknownNameError
+            The statistics are then unchanged.
+        """
+        with self._statistics_lock:
+            self._handle.merge_statistics(data)
+
+    # ---------------------------------------------------------------------------------------------
+    # Running
+
+    def run(
+        self, inputs: Mapping[str, Any] | Any, *, extra_outputs: Iterable[str] = ()
+    ) -> dict[str, np.ndarray]:
+        """Run the simulated network.
+
+        Parameters
+        ----------
+        inputs : mapping of str to array, or array
+            As for `Model.run`.
+        extra_outputs : iterable of str
+            Tensors wanted besides the outputs, as they are after quantization.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+
+        Raises
+        ------
+        InvalidStateError
+            Before there are encodings.
+        UnknownNameError, ShapeMismatchError, TypeMismatchError, InvalidArgumentError
+            For the inputs.
+        """
+        from . import _arrays
+
+        values = _arrays.as_inputs(inputs, self._inputs)
+        return _arrays.from_tensors(self._handle.run(values, tuple(extra_outputs)))
+
+    # ---------------------------------------------------------------------------------------------
+    # Quantizers
+
+    @property
+    def quantizers(self) -> tuple[Quantizer, ...]:
+        """Quantizers in the order in which the graph defines the tensors."""
+        return tuple(Quantizer(*item) for item in self._handle.quantizers())
+
+    def encoding(self, tensor: str) -> Encoding:
+        """Return the grid of one tensor.
+
+        Raises
+        ------
+        UnknownNameError
+            If the tensor has no quantizer.
+        InvalidStateError
+            Before there are encodings.
+        """
+        import numpy as np
+
+        scales, zero_points, granularity, axis, block_axis, block_size, *rest = (
+            self._handle.encoding(tensor)
+        )
+        return Encoding(
+            np.frombuffer(scales, np.float32),
+            np.frombuffer(zero_points, np.int32),
+            _GRANULARITIES[granularity],
+            axis,
+            block_axis,
+            block_size,
+            *rest,
+        )
+
+    # ---------------------------------------------------------------------------------------------
+    # Files
+
+    def encodings(self, version: str = "1.0.0") -> dict[str, Any]:
+        """Return the encodings as the parsed JSON of AIMET's format.
+
+        Parameters
+        ----------
+        version : str
+            ``"0.6.1"``, ``"1.0.0"`` or ``"2.0.0"``.
+
+        Raises
+        ------
+        InvalidStateError
+            Before there are encodings.
+        UnsupportedVersionError
+        """
+        import json
+
+        return json.loads(self.encodings_json(version))
+
+    def encodings_json(self, version: str = "1.0.0") -> bytes:
+        """Return the encodings as the bytes that `export` writes."""
+        return self._handle.encodings_json(version)
+
+    def export(
+        self, directory: str | os.PathLike[str], prefix: str, version: str = "1.0.0"
+    ) -> None:
+        """Write ``<prefix>.onnx`` (the network in float32) and ``<prefix>.encodings``.
+
+        Parameters
+        ----------
+        directory : path
+            A folder; it is created if its parent exists.
+        prefix : str
+            A file name without folders.
+        version : str
+            ``"0.6.1"``, ``"1.0.0"`` or ``"2.0.0"``.
+
+        Raises
+        ------
+        FileAccessError, InvalidArgumentError, InvalidStateError, UnsupportedVersionError
+        """
+        self._handle.export(directory, prefix, version)
+
+    def export_qdq(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        prequantize_constants: bool = False,
+        int32_bias: bool = False,
+    ) -> None:
+        """Write an ONNX model whose QuantizeLinear and DequantizeLinear pairs carry the encodings.
+
+        Parameters
+        ----------
+        path : path
+            File to write or replace; it appears whole or not at all.
+        prequantize_constants : bool
+            Whether constants are stored as integers.
+        int32_bias : bool
+            Whether biases become 32-bit integers.
+
+        Raises
+        ------
+        FileAccessError, InvalidStateError
+        """
+        self._handle.export_qdq(path, prequantize_constants, int32_bias)
+
+    def load_encodings(
+        self, source: Mapping[str, Any] | str | os.PathLike[str] | bytes, strict: bool = True
+    ) -> LoadReport:
+        """Take encodings from JSON of any version.
+
+        Parameters
+        ----------
+        source : dict, path or bytes
+            Parsed JSON, a file, or the bytes of one.
+        strict : bool
+            Whether any mismatch is an error.
+
+        Returns
+        -------
+        LoadReport
+            What did not match; empty if strict.
+
+        Raises
+        ------
+        EncodingMismatchError
+            If strict; the encodings are then unchanged.
+        MalformedFileError, UnsupportedVersionError, FileAccessError
+        """
+        if isinstance(source, Mapping):
+            import json
+
+            source = json.dumps(source).encode()
+        elif not isinstance(source, (bytes, bytearray, memoryview)):
+            from .errors import FileAccessError
+
+            try:
+                with open(source, "rb") as file:
+                    source = file.read()
+            except OSError as error:
+                raise FileAccessError(
+                    f"cannot read '{os.fspath(source)}': {error.strerror}"
+                ) from error
+        return LoadReport(*self._handle.load_encodings(source, strict))
+
+    def __repr__(self) -> str:
+        return f"<halfstep.QuantizationSimModel with {len(self._handle.quantizers())} quantizers>"
+
+
+def _check_bits(bits: int, what: str) -> None:
+    # The C interface takes 0 for "the default"; here that would hide a mistake.
+    if not 2 <= bits <= 16:
+        from .errors import InvalidArgumentError
+
+        raise InvalidArgumentError(f"{what}: expected 2 to 16, got {bits}")
+
+
+class _reporter:
+    """Context with the progress callback to use, if any; closes the bar at the end."""
+
+    def __init__(self, progress: bool | Progress) -> None:
+        self.progress = progress
+        self.bar: Any = None
+
+    def __enter__(self) -> Progress | None:
+        if callable(self.progress):
+            return self.progress
+        if not self.progress:
+            return None
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            return None
+        # disable=None: nothing is printed unless stderr is a terminal.
+        self.bar = tqdm(desc="calibrating", unit="batch", disable=None)
+        return self.advance
+
+    def advance(self, completed: int, total: int | None) -> None:
+        """Move the bar."""
+        self.bar.total = total
+        self.bar.update(completed - self.bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
