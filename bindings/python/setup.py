@@ -105,6 +105,17 @@ class BuildNative(build_ext):
             extension.runtime_library_dirs += library.folders
         super().build_extension(extension)
 
+    def copy_extensions_to_source(self) -> None:
+        """Serve `build_ext --inplace` and editable installs: the library goes along."""
+        super().copy_extensions_to_source()
+        for extension in self.extensions:
+            built = Path(self.build_lib, *extension.name.split(".")).with_name(BUNDLED)
+            if built.exists():
+                target = HERE / "src" / extension.name.split(".")[0] / BUNDLED
+                aside = target.with_suffix(".new")
+                shutil.copyfile(built, aside)
+                os.replace(aside, target)
+
 
 def version() -> str:
     """Return the version that the library's source states."""
