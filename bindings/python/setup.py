@@ -119,8 +119,9 @@ class BuildNative(build_ext):
 
 def version() -> str:
     """Return the version that the library's source states."""
-    source = REPOSITORY / "Sources/HalfstepC/Library.swift"
-    found = source.exists() and re.search(r'StaticString = "([^"]+)"', source.read_text())
+    source = REPOSITORY / "Sources/Halfstep/Exports.swift"
+    pattern = r'(?:versionText|halfstepVersion): \w+ = "([^"]+)"'
+    found = source.exists() and re.search(pattern, source.read_text())
     return found.group(1) if found else "0.1.0"
 
 

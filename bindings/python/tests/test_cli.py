@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+# The command-line tool: same encodings as Python, clean output, exit codes, Ctrl-C.
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+
+import numpy as np
+import onnx
+import pytest
+from support import small_models
+from support.environment import REPOSITORY
+
+import halfstep
+
+CLI = os.environ.get("HALFSTEP_CLI") or str(REPOSITORY / ".build/release/halfstep")
+pytestmark = pytest.mark.skipif(
+    not os.path.exists(CLI), reason=f"{CLI} is not built (make build, or set HALFSTEP_CLI)"
+)
+
+
+def run(*arguments, code: int = 0) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [CLI, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    return done
+
+
+@pytest.fixture
+def folder(network, tmp_path):
+    """A model, data as npy and npz, labels that are FP32's own answers for the first half."""
+    (tmp_path / "net.onnx").write_bytes(network)
+    x = small_models.data(24)
+    np.save(tmp_path / "x.npy", x)
+    labels = halfstep.Model.load(network).run(x)["y"].argmax(1).astype(np.int64)
+    labels[12:] = (labels[12:] + 1) % small_models.CLASSES
+    np.savez(tmp_path / "x.npz", x=x, labels=labels, other=x[:4])
+    return tmp_path
+
+
+def in_python(folder, fold=True, equalize=True, **settings):
+    model = halfstep.Model.load(folder / "net.onnx")
+    if fold:
+        model.fold_batch_norms()
+    if equalize:
+        model.equalize()
+    sim = halfstep.QuantizationSimModel(model, **settings)
+    sim.compute_encodings(np.load(folder / "x.npy"), progress=False)
+    return sim
+
+
+# --------------------------------------------------------------------------------------------------
+# quantize
+
+
+CASES = {
+    "defaults": ([], {}),
+    "per tensor": (["--per-tensor"], {"config": "default"}),
+    "per channel": (["--per-channel"], {"config": "default_per_channel"}),
+    "config": (["--config", "htp_v73"], {"config": "htp_v73"}),
+    "sqnr w4a16": (
+        ["--scheme", "sqnr", "--weights", 4, "--activations", 16],
+        {"quant_scheme": "sqnr", "param_bits": 4, "activation_bits": 16},
+    ),
+    "mse": (["--scheme", "mse", "--batch-size", 5], {"quant_scheme": "mse"}),
+    "entropy": (["--scheme", "entropy"], {"quant_scheme": "entropy"}),
+    "percentile": (
+        ["--scheme", "percentile", "--percentile", 99.5],
+        {"quant_scheme": "percentile", "percentile": 99.5},
+    ),
+    "as it is": (["--no-fold-batch-norms", "--no-equalize"], {"fold": False, "equalize": False}),
+    "folded only": (["--no-equalize"], {"equalize": False}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_encodings_are_those_of_python(folder, case):
+    options, settings = CASES[case]
+    out = folder / "out"
+    run("quantize", folder / "net.onnx", "--calibration", folder / "x.npy", *options, "-o", out)
+    sim = in_python(folder, **settings)
+    assert (out / "net.encodings").read_bytes() == sim.encodings_json("1.0.0")
+    sim.export(folder / "python", "net")
+    assert (out / "net.onnx").read_bytes() == (folder / "python/net.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("version", ["0.6.1", "1.0.0", "2.0.0"])
+def test_versions_and_qdq(folder, version):
+    out = folder / "out"
+    done = run(
+        *("quantize", folder / "net.onnx", "--calibration", folder / "x.npz"),
+        *("--encodings", version, "--qdq", "-o", out, "--quiet"),
+    )
+    names = ["net.onnx", "net.encodings", "net_qdq.onnx"]
+    assert done.stdout.splitlines() == [f"{out}/{name}" for name in names]
+    assert done.stderr == ""
+    assert sorted(os.listdir(out)) == sorted(names)
+    assert json.loads((out / "net.encodings").read_bytes())["version"] == version
+    onnx.checker.check_model(str(out / "net_qdq.onnx"))
+
+
+def test_notes_go_to_standard_error_without_a_bar(folder):
+    done = run(
+        "quantize", folder / "net.onnx", "--calibration", folder / "x.npy", "-o", folder / "out"
+    )
+    assert "folded 2 batch norms" in done.stderr and "equalized 1 set" in done.stderr
+    assert "\r" not in done.stderr and "[" not in done.stderr
+    assert len(done.stdout.splitlines()) == 2
+
+
+def test_bar_is_drawn_on_a_terminal(folder):
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [
+            CLI,
+            "quantize",
+            folder / "net.onnx",
+            "--calibration",
+            folder / "x.npy",
+            "-o",
+            folder / "o",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=follower,
+    )
+    os.close(follower)
+    seen = b""
+    while True:
+        ready, _, _ = select.select([leader], [], [], 120)
+        assert ready, "no output for two minutes"
+        try:
+            part = os.read(leader, 4096)
+        except OSError:  # Linux: the other end is closed
+            break
+        if not part:
+            break
+        seen += part
+    out, _ = process.communicate(timeout=60)
+    os.close(leader)
+    assert process.returncode == 0
+    assert b"calibrating [" in seen and b"3/3" in seen
+    assert out.count(b"\n") == 2 and b"\r" not in out
+
+
+def test_array_of_an_npz_is_chosen(folder):
+    run(
+        *("quantize", folder / "net.onnx", "--calibration", folder / "x.npz", "--array", "other"),
+        *("-o", folder / "out"),
+    )
+    model = halfstep.Model.load(folder / "net.onnx")
+    model.fold_batch_norms()
+    model.equalize()
+    sim = halfstep.QuantizationSimModel(model)
+    sim.compute_encodings(np.load(folder / "x.npy")[:4], progress=False)
+    assert (folder / "out/net.encodings").read_bytes() == sim.encodings_json()
+
+
+# --------------------------------------------------------------------------------------------------
+# evaluate, inspect
+
+
+def test_float_accuracy(folder):
+    done = run("evaluate", folder / "net.onnx", folder / "x.npz", "--labels", "labels", "--json")
+    result = json.loads(done.stdout)
+    assert (result["rows"], result["top1"]) == (24, 0.5)
+    assert "sqnr_db" not in result
+
+
+def test_simulated_accuracy_is_that_of_python(folder):
+    sim = in_python(folder)
+    sim.export(folder / "out", "net")
+    x, model = np.load(folder / "x.npy"), sim.model
+    float_output, output = model.run(x)["y"], sim.run(x)["y"]
+    done = run(
+        *("evaluate", folder / "out/net.onnx", folder / "x.npz", "--labels", "labels", "--json"),
+        *("--encodings", folder / "out/net.encodings", "--batch-size", 24),
+    )
+    result = json.loads(done.stdout)
+    labels = np.load(folder / "x.npz")["labels"]
+    assert result["top1"] == (output.argmax(1) == labels).mean()
+    assert result["float_top1"] == (float_output.argmax(1) == labels).mean()
+    assert result["agreement"] == (output.argmax(1) == float_output.argmax(1)).mean()
+    noise = np.square((output - float_output).astype(np.float64)).sum()
+    expected = 10 * np.log10(np.square(float_output.astype(np.float64)).sum() / noise)
+    # Sums of doubles in another order; the difference itself is exact in double, not in float.
+    assert result["sqnr_db"] == pytest.approx(expected, abs=1e-4)
+    text = run(
+        *("evaluate", folder / "out/net.onnx", folder / "x.npy"),
+        *("--encodings", folder / "out/net.encodings"),
+    ).stdout
+    assert "agreement" in text and "sqnr_db" in text and "top1" not in text
+
+
+def test_encodings_that_do_not_fit(folder):
+    sim = in_python(folder)
+    sim.export(folder / "out", "net")
+    document = sim.encodings()
+    document["param_encodings"][0]["name"] = "no.such.tensor"
+    (folder / "wrong.encodings").write_text(json.dumps(document))
+    arguments = ["evaluate", folder / "out/net.onnx", folder / "x.npy", "--encodings"]
+    done = run(*arguments, folder / "wrong.encodings", code=65)
+    assert "no.such.tensor" in done.stderr and done.stdout == ""
+    done = run(*arguments, folder / "wrong.encodings", "--lenient")
+    assert "no.such.tensor" in done.stderr and "agreement" in done.stdout
+
+
+def test_inspect_tells_layers_folds_and_sets(folder):
+    result = json.loads(run("inspect", folder / "net.onnx", "--json").stdout)
+    model = halfstep.Model.load(folder / "net.onnx")
+    for ours, layer in zip(result["layers"], model.inspect(), strict=True):
+        assert (ours["name"], ours["operator"]) == (layer.name, layer.op_type)
+        np.testing.assert_allclose(ours["channel_minimum"], layer.channel_minimum, rtol=1e-6)
+        np.testing.assert_allclose(ours["channel_maximum"], layer.channel_maximum, rtol=1e-6)
+    assert result["folds"] == [
+        {"layer": "conv1", "batch_norm": "bn1", "is_forward": False},
+        {"layer": "conv2", "batch_norm": "bn2", "is_forward": False},
+    ]
+    assert result["equalized_sets"] == [{"layers": ["conv1", "conv2"]}]
+    assert result["inputs"] == [{"name": "x", "type": "float32", "shape": ["N", 3, 8, 8]}]
+    text = run("inspect", folder / "net.onnx").stdout
+    assert [line.split()[0] for line in text.splitlines()] == [
+        *("input", "output", "layer", "conv1", "conv2", "fc")
+    ]
+
+
+# --------------------------------------------------------------------------------------------------
+# Help and exit codes
+
+
+def test_help_has_examples():
+    for command in ("quantize", "evaluate", "inspect"):
+        text = run(command, "--help").stdout
+        assert "Examples:" in text and f"halfstep {command} net.onnx" in text
+    text = run("--help").stdout
+    assert "130" in text and "SUBCOMMANDS" in text
+    assert run("--version").stdout.strip() == halfstep.__version__
+
+
+USAGE = [
+    ["quantize"],
+    ["quantize", "net.onnx", "-o", "out"],
+    ["quantize", "net.onnx", "--calibration", "x.npy"],
+    ["quantize", "net.onnx", "--calibration", "x.npy", "-o", "out", "--weights", "1"],
+    ["quantize", "net.onnx", "--calibration", "x.npy", "-o", "out", "--weights", "many"],
+    ["quantize", "net.onnx", "--calibration", "x.npy", "-o", "out", "--scheme", "magic"],
+    ["quantize", "net.onnx", "--calibration", "x.npy", "-o", "out", "--scheme", "percentile"],
+    ["quantize", "net.onnx", "--calibration", "x.npy", "-o", "out", "--percentile", "99"],
+    ["quantize", "net.onnx", "--calibration", "x.npy", "-o", "out", "--encodings", "3"],
+    ["quantize", "net.onnx", "--calibration", "x.npy", "-o", "out", "--batch-size", "0"],
+    [
+        "quantize",
+        "net.onnx",
+        "--calibration",
+        "x.npy",
+        "-o",
+        "out",
+        "--config",
+        "c",
+        "--per-tensor",
+    ],
+    ["quantize", "net.onnx", "--calibration", "x.npy", "-o", "out", "--config", "no_such_config"],
+    ["evaluate", "net.onnx", "x.npy"],
+    ["frobnicate"],
+    ["inspect", "net.onnx", "--nonsense"],
+]
+
+
+@pytest.mark.parametrize("arguments", USAGE, ids=" ".join)
+def test_wrong_usage_is_64(folder, monkeypatch, arguments):
+    monkeypatch.chdir(folder)
+    done = run(*arguments, code=64)
+    assert done.stdout == "" and done.stderr != ""
+    assert not (folder / "out").exists()
+
+
+def test_bad_data_is_65(folder):
+    x = small_models.data(4)
+    bad = {
+        "nan": np.where(np.arange(x.size).reshape(x.shape) == 7, np.float32(np.nan), x),
+        "shape": x[:, :2],
+        "type": x.astype(np.float64),
+        "empty": x[:0],
+        "scalar": np.float32(1),
+    }
+    for name, value in bad.items():
+        np.save(folder / f"{name}.npy", value)
+        done = run(
+            *("quantize", folder / "net.onnx", "--calibration", folder / f"{name}.npy"),
+            *("-o", folder / "out"),
+            code=65,
+        )
+        assert done.stdout == "" and done.stderr.splitlines()[-1].startswith("halfstep: error: ")
+    (folder / "garbage.onnx").write_bytes(b"\xff" * 100)
+    (folder / "garbage.npy").write_bytes(b"\xff" * 100)
+    (folder / "wrong.json").write_text('{"nonsense": {}}')
+    run("inspect", folder / "garbage.onnx", code=65)
+    quantize = ["quantize", folder / "net.onnx", "-o", folder / "out", "--calibration"]
+    run(*quantize, folder / "garbage.npy", code=65)
+    done = run(*quantize, folder / "x.npy", "--config", folder / "wrong.json", code=65)
+    assert "nonsense" in done.stderr
+    done = run(*quantize, folder / "x.npz", "--array", "nobody", code=65)
+    assert "'nobody'" in done.stderr and "'labels'" in done.stderr
+    assert not (folder / "out").exists()
+
+
+def test_missing_files_are_66(folder):
+    for arguments in (
+        ["inspect", folder / "absent.onnx"],
+        ["quantize", folder / "absent.onnx", "--calibration", folder / "x.npy", "-o", folder / "o"],
+        ["quantize", folder / "net.onnx", "--calibration", folder / "absent", "-o", folder / "o"],
+        ["evaluate", folder / "net.onnx", folder / "x.npy", "--encodings", folder / "absent"],
+    ):
+        assert "absent" in run(*arguments, code=66).stderr
+
+
+def test_result_that_cannot_be_written_is_73(folder):
+    (folder / "file").write_text("in the way")
+    for out in (folder / "file", folder / "no/such", "/proc/nowhere"):
+        done = run(
+            "quantize", folder / "net.onnx", "--calibration", folder / "x.npy", "-o", out, code=73
+        )
+        assert done.stdout == ""
+    assert (folder / "file").read_text() == "in the way"
+
+
+def test_ctrl_c_is_130_and_leaves_nothing(folder):
+    np.save(folder / "long.npy", small_models.data(200_000))
+    process = subprocess.Popen(
+        [
+            *(CLI, "quantize", folder / "net.onnx", "--calibration", folder / "long.npy"),
+            *("--batch-size", "1", "--qdq", "-o", folder / "out"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("placed"):  # calibration begins
+            break
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert out == "" and "cancelled" in error
+    assert not (folder / "out").exists()
