@@ -9,6 +9,10 @@ SWIFT ?= swift
 # One set of flags for the library, the tool and the tests, so that nothing is compiled twice.
 SWIFT_FLAGS := -c release -j $(JOBS)
 BUILD := .build/release
+# Where `make python` installs, and what the Python tests run in.
+VENV := .build/venv
+PYTHON ?= python3
+TEST_PYTHON ?= $(VENV)/bin/python
 # What examples and C tests link with: an installation inside .build.
 STAGE := $(CURDIR)/.build/stage
 
@@ -17,7 +21,7 @@ SERIES := $(basename $(VERSION))
 SONAME := libhalfstep.so.0
 DEBIAN_PACKAGES := g++ make pkg-config libdnnl-dev zlib1g-dev
 
-.PHONY: help deps build install stage test-swift test-c test-examples clean
+.PHONY: help deps build install stage python python-dev test-python test-cli test-swift test-c test-examples clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -65,6 +69,25 @@ copy-files:
 	@sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@SERIES@|$(SERIES)|g' \
 	  Sources/HalfstepC/Packaging/halfstepConfigVersion.cmake.in \
 	  > '$(ROOT)/lib/cmake/halfstep/halfstepConfigVersion.cmake'
+
+python: build ## Build the Python package and install it into .build/venv
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	HALFSTEP_LIBRARY='$(CURDIR)/$(BUILD)/libHalfstepC.so' \
+	  $(VENV)/bin/pip install -q --disable-pip-version-check './bindings/python[progress]'
+
+python-dev: build ## Put the native module into the source tree: PYTHONPATH=bindings/python/src
+	cd bindings/python && HALFSTEP_LIBRARY='$(CURDIR)/$(BUILD)/libHalfstepC.so' \
+	  $(PYTHON) setup.py -q build_ext --inplace
+
+test-python: python ## Run the Python tests (TEST_PYTHON names another interpreter)
+	@test '$(TEST_PYTHON)' != '$(VENV)/bin/python' || $(VENV)/bin/pip install -q \
+	  --disable-pip-version-check -r bindings/python/tests/requirements.txt
+	$(TEST_PYTHON) -m pytest -q bindings/python
+
+test-cli: python ## Run the tests of the command-line tool
+	@test '$(TEST_PYTHON)' != '$(VENV)/bin/python' || $(VENV)/bin/pip install -q \
+	  --disable-pip-version-check -r bindings/python/tests/requirements.txt
+	$(TEST_PYTHON) -m pytest -q bindings/python/tests/test_cli.py
 
 test-swift: ## Run the Swift tests
 	$(SWIFT) test $(SWIFT_FLAGS) --disable-testable-imports

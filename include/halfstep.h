@@ -198,6 +198,17 @@ hs_status hs_tensors_get(const hs_tensors *tensors, size_t index, const char **o
 hs_status hs_tensors_find(const hs_tensors *tensors, const char *name, hs_tensor_view *out_view,
                           hs_error *error);
 
+/// Memory of one tensor for writing. It is copied first if anything else shares it, such as a model
+/// whose constant it is; earlier views of this tensor then end.
+/// @param[in,out] tensors the collection
+/// @param[in] index less than the count
+/// @param[out] out_data dense and row-major; lent until `tensors` is freed
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT, HS_ERR_OUT_OF_MEMORY
+/// @since 0.1
+hs_status hs_tensors_get_mutable(hs_tensors *tensors, size_t index, void **out_data,
+                                 hs_error *error);
+
 /// Frees the collection and its tensors; NULL is a no-op.
 /// @since 0.1
 void hs_tensors_free(hs_tensors *tensors);

@@ -39,6 +39,11 @@ public struct NamedTensors: Sendable, RandomAccessCollection {
     set { storage[name] = newValue }
   }
 
+  /// Copies a tensor's memory unless this collection alone refers to it.
+  package mutating func makeUnique(at position: Int) throws(HalfstepError) {
+    try storage.values[position].makeUnique()
+  }
+
   public var startIndex: Int { 0 }
   public var endIndex: Int { storage.count }
   public subscript(position: Int) -> Element {

@@ -6,7 +6,7 @@ import Halfstep
 
 /// Behind `hs_tensors`: tensors, and what their views point to.
 final class TensorsHandle {
-  let tensors: NamedTensors
+  private(set) var tensors: NamedTensors
   private let memory: LentMemory = LentMemory()
   private let names: [UnsafePointer<CChar>]
   private let shapes: [UnsafePointer<Int64>]
@@ -19,6 +19,11 @@ final class TensorsHandle {
   }
 
   func name(_ index: Int) -> UnsafePointer<CChar> { names[index] }
+
+  func mutableData(_ index: Int) throws(HalfstepError) -> UnsafeMutableRawPointer {
+    try tensors.makeUnique(at: index)
+    return tensors[index].tensor.storage.baseAddress
+  }
 
   func view(_ index: Int) -> hs_tensor_view {
     let tensor = tensors[index].tensor
@@ -82,6 +87,21 @@ public func hs_tensors_find(
       throw HalfstepError(.unknownName, "no tensor is named '\(name)'")
     }
     out.pointee = handle.view(index)
+  }
+}
+
+@_cdecl("hs_tensors_get_mutable") @implementation
+public func hs_tensors_get_mutable(
+  _ tensors: OpaquePointer?, _ index: Int,
+  _ outData: UnsafeMutablePointer<UnsafeMutableRawPointer?>?,
+  _ error: UnsafeMutablePointer<hs_error>?
+) -> hs_status {
+  outData?.pointee = nil
+  return report(to: error) { () throws(HalfstepError) in
+    let handle = try object(tensors, "tensors", as: TensorsHandle.self)
+    let out = try required(outData, "out_data")
+    _ = try element(handle.tensors, at: index)
+    out.pointee = try handle.mutableData(index)
   }
 }
 

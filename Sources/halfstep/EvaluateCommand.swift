@@ -81,7 +81,7 @@ struct EvaluateCommand: ParsableCommand {
   }
 
   private func simulation(of network: Model, path: String) throws -> QuantizationSimModel {
-    let sim = try attempt(.working) { () throws(HalfstepError) in
+    let sim = try attempt(.configuring) { () throws(HalfstepError) in
       try QuantizationSimModel(network, configuration: config)
     }
     // The file says how wide and symmetric each tensor is; only what it names or lacks is an error.
@@ -116,8 +116,8 @@ struct EvaluateCommand: ParsableCommand {
       try attempt(.reading) { () throws(HalfstepError) in
         var feed: [String: Tensor] = [:]
         for (name, tensor) in inputs { feed[name] = try tensor.rows(range) }
-        let float = try network.run(feed)[output].map { try Scores($0) }
-        let simulated = try sim.map { try $0.run(feed)[output].map { try Scores($0) } } ?? nil
+        let float = try Scores(try network.run(feed)[output])
+        let simulated = try Scores(try sim?.run(feed)[output])
         try result.add(float: float, simulated: simulated, classes: classes.map { $0[range] })
       }
       if !quiet { Terminal.bar("evaluating", batch + 1, of: batches) }

@@ -12,10 +12,10 @@ import Halfstep
 
 /// What the tool was doing when something failed; the same failure means different things.
 enum Stage {
-  /// Reading a file that the user named.
+  /// Reading a file that the user named, or working on what was in it.
   case reading
-  /// Working on what was read.
-  case working
+  /// Doing what options say.
+  case configuring
   /// Writing results.
   case writing
 
@@ -24,7 +24,8 @@ enum Stage {
     case .cancelled: ExitCode(130)
     case .internalError, .outOfMemory, .numericFailure: ExitCode(EX_SOFTWARE)
     case .fileAccess: ExitCode(self == .writing ? EX_CANTCREAT : EX_NOINPUT)
-    case .invalidArgument, .unsupportedVersion: ExitCode(self == .working ? EX_USAGE : EX_DATAERR)
+    case .invalidArgument, .unsupportedVersion, .unknownName:
+      ExitCode(self == .configuring ? EX_USAGE : EX_DATAERR)
     default: ExitCode(EX_DATAERR)
     }
   }

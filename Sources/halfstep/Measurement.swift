@@ -14,7 +14,9 @@ struct Scores {
   let values: [Float]
   let rows: Int
 
-  init(_ tensor: Tensor) throws(HalfstepError) {
+  /// - Returns: nil without a tensor.
+  init?(_ tensor: Tensor?) throws(HalfstepError) {
+    guard let tensor else { return nil }
     rows = tensor.shape.dimensions.first ?? 1
     values = try tensor.floats()
   }

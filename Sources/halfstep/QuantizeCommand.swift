@@ -52,7 +52,7 @@ struct QuantizeCommand: ParsableCommand {
 
   func run() throws {
     Interruption.listen()
-    let version = try attempt(.working) { () throws(HalfstepError) in
+    let version = try attempt(.configuring) { () throws(HalfstepError) in
       try EncodingsVersion(text: encodings)
     }
     var network = try attempt(.reading) { () throws(HalfstepError) in
@@ -64,20 +64,20 @@ struct QuantizeCommand: ParsableCommand {
     let inputs = try data.inputs(of: network, in: arrays, path: calibration)
     try Interruption.check()
     if foldBatchNorms {
-      let folds = try attempt(.working) { () throws(HalfstepError) in
+      let folds = try attempt(.reading) { () throws(HalfstepError) in
         try network.foldBatchNorms()
       }
       note("folded \(folds.count) batch norms")
     }
     try Interruption.check()
     if equalize {
-      let report = try attempt(.working) { () throws(HalfstepError) in try network.equalize() }
+      let report = try attempt(.reading) { () throws(HalfstepError) in try network.equalize() }
       note("equalized \(report.sets.count) sets of layers")
     }
     try Interruption.check()
     let sim = try simulation.makeSimulation(of: network)
     note("placed \(sim.quantizers.count) quantizers")
-    try attempt(.working) { () throws(HalfstepError) in
+    try attempt(.reading) { () throws(HalfstepError) in
       try sim.computeEncodings(data: inputs, batchSize: data.batchSize) { completed, total in
         if !quiet { Terminal.bar("calibrating", completed, of: total) }
         return !Interruption.isRequested

@@ -63,7 +63,7 @@ struct SimulationOptions: ParsableArguments {
       throw usage("--percentile is for --scheme percentile")
     }
     let perTensor = granularity == .perTensor ? "default" : nil
-    return try attempt(.working) { () throws(HalfstepError) in
+    return try attempt(.configuring) { () throws(HalfstepError) in
       try QuantizationSimModel(
         model, parameterBits: weights, activationBits: activations, scheme: scheme,
         configuration: config ?? perTensor)

@@ -214,6 +214,15 @@ PyObject *tensors_to_dict(core_state *state, hs_tensors *tensors, int is_writabl
       break;
     }
     if (view.dtype == HS_DATA_TYPE_STRING) continue;  // has no elements of a fixed size
+    void *memory;
+    if (is_writable) {
+      if (hs_tensors_get_mutable(tensors, i, &memory, &error) != HS_OK) {
+        raise_error(state, &error);
+        Py_CLEAR(result);
+        break;
+      }
+      view.data = memory;
+    }
     PyObject *key = text_of(name);
     PyObject *value = key ? make_tensor(state, collection, &view, is_writable) : NULL;
     if (!value || PyDict_SetItem(result, key, value) < 0) Py_CLEAR(result);
