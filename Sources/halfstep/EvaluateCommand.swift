@@ -49,11 +49,14 @@ struct EvaluateCommand: ParsableCommand {
   @Flag(help: "Say nothing but results and errors.")
   var quiet: Bool = false
 
+  func validate() throws {
+    if labels == nil && encodings == nil {
+      throw ValidationError("nothing to measure: give --labels, --encodings or both")
+    }
+  }
+
   func run() throws {
     Interruption.listen()
-    guard labels != nil || encodings != nil else {
-      throw usage("nothing to measure: give --labels, --encodings or both")
-    }
     let network = try attempt(.reading) { () throws(HalfstepError) in
       try Model(contentsOf: model)
     }

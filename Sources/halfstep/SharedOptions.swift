@@ -45,27 +45,43 @@ struct SimulationOptions: ParsableArguments {
   @Flag(help: "Scales of weights: one a channel (the default), or one a tensor.")
   var granularity: Granularity?
 
-  func makeSimulation(of model: Model) throws -> QuantizationSimModel {
+  /// Refuses what does not go together, before anything is read.
+  func validate() throws {
     if config != nil && granularity != nil {
-      throw usage("--config and --per-channel or --per-tensor exclude each other")
+      throw ValidationError("--config and --per-channel or --per-tensor exclude each other")
     }
-    let scheme: RangeScheme
-    switch self.scheme {
-    case .minMax: scheme = .minMax
-    case .sqnr: scheme = .sqnr
-    case .mse: scheme = .mse
-    case .entropy: scheme = .entropy
-    case .percentile:
-      guard let percentile else { throw usage("--scheme percentile needs --percentile, as 99.9") }
-      scheme = .percentile(percentile)
+    for (bits, name) in [(weights, "--weights"), (activations, "--activations")] {
+      guard (2...16).contains(bits) else {
+        throw ValidationError("\(name): expected 2 to 16, got \(bits)")
+      }
     }
-    if percentile != nil && self.scheme != .percentile {
-      throw usage("--percentile is for --scheme percentile")
+    guard let percentile else {
+      if scheme != .percentile { return }
+      throw ValidationError("--scheme percentile needs --percentile, as in --percentile 99.9")
     }
+    guard scheme == .percentile else {
+      throw ValidationError("--percentile is for --scheme percentile")
+    }
+    guard (50...100).contains(percentile) else {
+      throw ValidationError("--percentile: expected 50 to 100, got \(percentile)")
+    }
+  }
+
+  private var rangeScheme: RangeScheme {
+    switch scheme {
+    case .minMax: .minMax
+    case .sqnr: .sqnr
+    case .mse: .mse
+    case .entropy: .entropy
+    case .percentile: .percentile(percentile ?? 100)
+    }
+  }
+
+  func makeSimulation(of model: Model) throws -> QuantizationSimModel {
     let perTensor = granularity == .perTensor ? "default" : nil
     return try attempt(.configuring) { () throws(HalfstepError) in
       try QuantizationSimModel(
-        model, parameterBits: weights, activationBits: activations, scheme: scheme,
+        model, parameterBits: weights, activationBits: activations, scheme: rangeScheme,
         configuration: config ?? perTensor)
     }
   }
@@ -82,9 +98,14 @@ struct DataOptions: ParsableArguments {
   @Option(help: "Rows a batch.")
   var batchSize: Int = 8
 
+  func validate() throws {
+    guard batchSize > 0 else {
+      throw ValidationError("--batch-size: expected 1 or more, got \(batchSize)")
+    }
+  }
+
   /// Finds the arrays of the network's inputs.
   func inputs(of model: Model, in arrays: NamedTensors, path: String) throws -> [String: Tensor] {
-    guard batchSize > 0 else { throw usage("--batch-size: expected 1 or more, got \(batchSize)") }
     let names = model.inputs.map(\.name)
     if let array {
       guard names.count == 1 else {

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Fake quantization of one array.
-#include <string.h>
-
 #include "core.h"
 
 static int get_vector(PyObject *object, Py_buffer *buffer, int flags) {
@@ -62,9 +60,12 @@ PyObject *core_fake_quantize(PyObject *module, PyObject *args) {
       .is_strict = is_strict,
   };
   called = 1;
-  Py_BEGIN_ALLOW_THREADS status =
+  Py_BEGIN_ALLOW_THREADS
+  status =
       hs_fake_quantize(&views[0], &encoding, buffers[3].buf, (size_t)buffers[3].len / 4, &error);
-  Py_END_ALLOW_THREADS done : while (held > 0) PyBuffer_Release(&buffers[--held]);
+  Py_END_ALLOW_THREADS
+done:
+  while (held > 0) PyBuffer_Release(&buffers[--held]);
   if (!called) return NULL;
   if (status != HS_OK) return raise_error(state, &error);
   Py_RETURN_NONE;

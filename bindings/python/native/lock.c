@@ -23,8 +23,10 @@ int handle_enter(core_state *state, handle_lock *lock) {
   }
   PyLockStatus status = PyThread_acquire_lock_timed(lock->lock, 0, 0);
   while (status != PY_LOCK_ACQUIRED) {
-    Py_BEGIN_ALLOW_THREADS status = PyThread_acquire_lock_timed(lock->lock, -1, 1);
-    Py_END_ALLOW_THREADS if (status == PY_LOCK_INTR && PyErr_CheckSignals() < 0) return -1;
+    Py_BEGIN_ALLOW_THREADS
+    status = PyThread_acquire_lock_timed(lock->lock, -1, 1);
+    Py_END_ALLOW_THREADS
+    if (status == PY_LOCK_INTR && PyErr_CheckSignals() < 0) return -1;
   }
   lock->owner = self;
   lock->is_held = 1;

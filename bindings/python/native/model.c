@@ -47,8 +47,10 @@ PyObject *core_model_open(PyObject *module, PyObject *args) {
   hs_error error;
   hs_model *model = NULL;
   hs_status status;
-  Py_BEGIN_ALLOW_THREADS status = hs_model_open(PyBytes_AsString(path), NULL, &model, &error);
-  Py_END_ALLOW_THREADS Py_DECREF(path);
+  Py_BEGIN_ALLOW_THREADS
+  status = hs_model_open(PyBytes_AsString(path), NULL, &model, &error);
+  Py_END_ALLOW_THREADS
+  Py_DECREF(path);
   return status == HS_OK ? model_wrap(state, model) : raise_error(state, &error);
 }
 
@@ -68,9 +70,11 @@ PyObject *core_model_open_memory(PyObject *module, PyObject *args) {
   hs_error error;
   hs_model *model = NULL;
   hs_status status;
-  Py_BEGIN_ALLOW_THREADS status =
+  Py_BEGIN_ALLOW_THREADS
+  status =
       hs_model_open_memory(bytes.buf ? bytes.buf : "", (size_t)bytes.len, &options, &model, &error);
-  Py_END_ALLOW_THREADS PyBuffer_Release(&bytes);
+  Py_END_ALLOW_THREADS
+  PyBuffer_Release(&bytes);
   Py_XDECREF(folder);
   return status == HS_OK ? model_wrap(state, model) : raise_error(state, &error);
 }
@@ -92,9 +96,10 @@ static PyObject *model_save(PyObject *object, PyObject *args) {
   options.external_data = external_data;
   hs_error error;
   hs_status status;
-  Py_BEGIN_ALLOW_THREADS status =
-      hs_model_save(self->model, PyBytes_AsString(path), &options, &error);
-  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  Py_BEGIN_ALLOW_THREADS
+  status = hs_model_save(self->model, PyBytes_AsString(path), &options, &error);
+  Py_END_ALLOW_THREADS
+  handle_leave(&self->lock);
   Py_DECREF(path);
   if (status != HS_OK) return raise_error(state, &error);
   Py_RETURN_NONE;
@@ -108,14 +113,18 @@ static PyObject *model_serialize(PyObject *object, PyObject *unused) {
   hs_error error;
   hs_status status;
   size_t size = 0;
-  Py_BEGIN_ALLOW_THREADS status = hs_model_serialized_size(self->model, &size, &error);
-  Py_END_ALLOW_THREADS PyObject *bytes = NULL;
+  Py_BEGIN_ALLOW_THREADS
+  status = hs_model_serialized_size(self->model, &size, &error);
+  Py_END_ALLOW_THREADS
+  PyObject *bytes = NULL;
   if (status == HS_OK) bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
   if (bytes) {
     char *buffer = PyBytes_AsString(bytes);
     size_t written;
-    Py_BEGIN_ALLOW_THREADS status = hs_model_serialize(self->model, buffer, size, &written, &error);
-    Py_END_ALLOW_THREADS if (status != HS_OK) Py_CLEAR(bytes);
+    Py_BEGIN_ALLOW_THREADS
+    status = hs_model_serialize(self->model, buffer, size, &written, &error);
+    Py_END_ALLOW_THREADS
+    if (status != HS_OK) Py_CLEAR(bytes);
   }
   handle_leave(&self->lock);
   return status == HS_OK ? bytes : raise_error(state, &error);
@@ -129,8 +138,10 @@ static PyObject *model_clone(PyObject *object, PyObject *unused) {
   hs_error error;
   hs_model *model = NULL;
   hs_status status;
-  Py_BEGIN_ALLOW_THREADS status = hs_model_clone(self->model, &model, &error);
-  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  Py_BEGIN_ALLOW_THREADS
+  status = hs_model_clone(self->model, &model, &error);
+  Py_END_ALLOW_THREADS
+  handle_leave(&self->lock);
   return status == HS_OK ? model_wrap(state, model) : raise_error(state, &error);
 }
 
@@ -198,8 +209,10 @@ static PyObject *model_initializers(PyObject *object, PyObject *unused) {
   hs_error error;
   hs_tensors *tensors = NULL;
   hs_status status;
-  Py_BEGIN_ALLOW_THREADS status = hs_model_initializers(self->model, &tensors, &error);
-  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  Py_BEGIN_ALLOW_THREADS
+  status = hs_model_initializers(self->model, &tensors, &error);
+  Py_END_ALLOW_THREADS
+  handle_leave(&self->lock);
   return status == HS_OK ? tensors_to_dict(state, tensors, 0) : raise_error(state, &error);
 }
 
@@ -218,8 +231,10 @@ static PyObject *model_set_initializer(PyObject *object, PyObject *args) {
   }
   hs_error error;
   hs_status status;
-  Py_BEGIN_ALLOW_THREADS status = hs_model_set_initializer(self->model, name, &view, &error);
-  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  Py_BEGIN_ALLOW_THREADS
+  status = hs_model_set_initializer(self->model, name, &view, &error);
+  Py_END_ALLOW_THREADS
+  handle_leave(&self->lock);
   PyBuffer_Release(&buffer);
   if (status != HS_OK) return raise_error(state, &error);
   Py_RETURN_NONE;
@@ -249,9 +264,11 @@ static PyObject *model_run(PyObject *object, PyObject *args) {
   hs_status status = HS_ERR_INTERNAL;
   int entered = handle_enter(state, &self->lock) == 0;
   if (entered) {
-    Py_BEGIN_ALLOW_THREADS status = hs_model_run(self->model, inputs.names, inputs.views,
-                                                 inputs.count, &options, &outputs, &error);
-    Py_END_ALLOW_THREADS handle_leave(&self->lock);
+    Py_BEGIN_ALLOW_THREADS
+    status = hs_model_run(self->model, inputs.names, inputs.views, inputs.count, &options, &outputs,
+                          &error);
+    Py_END_ALLOW_THREADS
+    handle_leave(&self->lock);
   }
   inputs_release(&inputs);
   names_release(&names);
@@ -292,8 +309,10 @@ static PyObject *model_inspect(PyObject *object, PyObject *unused) {
   hs_error error;
   hs_inspection *inspection = NULL;
   hs_status status;
-  Py_BEGIN_ALLOW_THREADS status = hs_model_inspect(self->model, &inspection, &error);
-  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  Py_BEGIN_ALLOW_THREADS
+  status = hs_model_inspect(self->model, &inspection, &error);
+  Py_END_ALLOW_THREADS
+  handle_leave(&self->lock);
   size_t count = 0;
   if (status == HS_OK) status = hs_inspection_layer_count(inspection, &count, &error);
   PyObject *result = status == HS_OK ? PyList_New(0) : NULL;
@@ -316,8 +335,10 @@ static PyObject *model_fold_batch_norms(PyObject *object, PyObject *unused) {
   hs_error error;
   hs_fold_report *report = NULL;
   hs_status status;
-  Py_BEGIN_ALLOW_THREADS status = hs_model_fold_batch_norms(self->model, &report, &error);
-  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  Py_BEGIN_ALLOW_THREADS
+  status = hs_model_fold_batch_norms(self->model, &report, &error);
+  Py_END_ALLOW_THREADS
+  handle_leave(&self->lock);
   size_t count = 0;
   if (status == HS_OK) status = hs_fold_report_count(report, &count, &error);
   PyObject *result = status == HS_OK ? PyList_New(0) : NULL;
@@ -368,8 +389,10 @@ static PyObject *model_equalize(PyObject *object, PyObject *args) {
   hs_error error;
   hs_equalization_report *report = NULL;
   hs_status status;
-  Py_BEGIN_ALLOW_THREADS status = hs_model_equalize(self->model, &options, &report, &error);
-  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  Py_BEGIN_ALLOW_THREADS
+  status = hs_model_equalize(self->model, &options, &report, &error);
+  Py_END_ALLOW_THREADS
+  handle_leave(&self->lock);
   size_t count = 0, iterations = 0;
   if (status == HS_OK) status = hs_equalization_report_iterations(report, &iterations, &error);
   if (status == HS_OK) status = hs_equalization_report_count(report, &count, &error);

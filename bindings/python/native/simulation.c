@@ -1,50 +1,50 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Simulation type: a handle on hs_simulation.
-#include <string.h>
-
-#include "core.h"
-
-typedef struct simulation_object {
-  PyObject_HEAD hs_simulation *simulation;
-  handle_lock lock;
-} simulation_object;
+#include "simulation.h"
 
 PyObject *core_simulation_create(PyObject *module, PyObject *args) {
   core_state *state = PyModule_GetState(module);
-  PyObject *model_object;
+  PyObject *model_object, *configuration, *excluded;
   int parameter_bits, activation_bits, scheme;
   double percentile;
-  PyObject *configuration;
-  if (!PyArg_ParseTuple(args, "OiiidO:simulation_create", &model_object, &parameter_bits,
-                        &activation_bits, &scheme, &percentile, &configuration)) {
+  if (!PyArg_ParseTuple(args, "OiiidOO!:simulation_create", &model_object, &parameter_bits,
+                        &activation_bits, &scheme, &percentile, &configuration, &PyTuple_Type,
+                        &excluded)) {
     return NULL;
   }
   handle_lock *model_lock;
   hs_model *model = model_borrow(state, model_object, &model_lock);
-  if (!model) return NULL;
   PyObject *path = NULL;
-  if (configuration != Py_None && !PyUnicode_FSConverter(configuration, &path)) return NULL;
-  simulation_object *self = (simulation_object *)new_object(state->simulation_type);
-  if (!self || handle_lock_init(&self->lock) < 0 || handle_enter(state, model_lock) < 0) {
-    Py_XDECREF(path);
-    Py_XDECREF((PyObject *)self);
+  names layers;
+  if (!model || names_acquire(excluded, &layers) < 0) return NULL;
+  if (configuration != Py_None && !PyUnicode_FSConverter(configuration, &path)) {
+    names_release(&layers);
     return NULL;
   }
-  hs_simulation_options options;
-  hs_simulation_options_init(&options);
-  options.parameter_bits = parameter_bits;
-  options.activation_bits = activation_bits;
-  options.scheme = scheme;
-  options.percentile = percentile;
-  options.configuration = path ? PyBytes_AsString(path) : NULL;
   hs_error error;
-  hs_status status;
-  Py_BEGIN_ALLOW_THREADS status = hs_simulation_create(model, &options, &self->simulation, &error);
-  Py_END_ALLOW_THREADS handle_leave(model_lock);
+  hs_status status = HS_ERR_INTERNAL;
+  simulation_object *self = (simulation_object *)new_object(state->simulation_type);
+  int entered = self && handle_lock_init(&self->lock) == 0 && handle_enter(state, model_lock) == 0;
+  if (entered) {
+    hs_simulation_options options;
+    hs_simulation_options_init(&options);
+    options.parameter_bits = parameter_bits;
+    options.activation_bits = activation_bits;
+    options.scheme = scheme;
+    options.percentile = percentile;
+    options.configuration = path ? PyBytes_AsString(path) : NULL;
+    options.excluded_layers = layers.texts;
+    options.excluded_layer_count = layers.count;
+    Py_BEGIN_ALLOW_THREADS
+    status = hs_simulation_create(model, &options, &self->simulation, &error);
+    Py_END_ALLOW_THREADS
+    handle_leave(model_lock);
+  }
   Py_XDECREF(path);
-  if (status == HS_OK) return (PyObject *)self;
-  Py_DECREF(self);
-  return raise_error(state, &error);
+  names_release(&layers);
+  if (entered && status == HS_OK) return (PyObject *)self;
+  Py_XDECREF((PyObject *)self);
+  return entered ? raise_error(state, &error) : NULL;
 }
 
 static void simulation_dealloc(PyObject *object) {
@@ -52,11 +52,6 @@ static void simulation_dealloc(PyObject *object) {
   hs_simulation_free(self->simulation);
   handle_lock_free(&self->lock);
   free_object(object);
-}
-
-static PyObject *none_or_error(core_state *state, hs_status status, const hs_error *error) {
-  if (status != HS_OK) return raise_error(state, error);
-  Py_RETURN_NONE;
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -73,9 +68,11 @@ static PyObject *simulation_observe(PyObject *object, PyObject *values) {
   }
   hs_error error;
   hs_status status;
-  Py_BEGIN_ALLOW_THREADS status =
+  Py_BEGIN_ALLOW_THREADS
+  status =
       hs_simulation_observe(self->simulation, inputs.names, inputs.views, inputs.count, &error);
-  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  Py_END_ALLOW_THREADS
+  handle_leave(&self->lock);
   inputs_release(&inputs);
   return none_or_error(state, status, &error);
 }
@@ -98,8 +95,10 @@ static PyObject *simulation_compute_encodings(PyObject *object, PyObject *unused
   if (handle_enter(state, &self->lock) < 0) return NULL;
   hs_error error;
   hs_status status;
-  Py_BEGIN_ALLOW_THREADS status = hs_simulation_compute_encodings(self->simulation, &error);
-  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  Py_BEGIN_ALLOW_THREADS
+  status = hs_simulation_compute_encodings(self->simulation, &error);
+  Py_END_ALLOW_THREADS
+  handle_leave(&self->lock);
   return none_or_error(state, status, &error);
 }
 
@@ -164,9 +163,10 @@ static PyObject *simulation_statistics(PyObject *object, PyObject *unused) {
   hs_error error;
   hs_status status;
   size_t size = 0;
-  Py_BEGIN_ALLOW_THREADS status = hs_simulation_statistics_size(self->simulation, &size, &error);
-  Py_END_ALLOW_THREADS PyObject *bytes =
-      status == HS_OK ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size) : NULL;
+  Py_BEGIN_ALLOW_THREADS
+  status = hs_simulation_statistics_size(self->simulation, &size, &error);
+  Py_END_ALLOW_THREADS
+  PyObject *bytes = status == HS_OK ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size) : NULL;
   if (bytes) {
     status = hs_simulation_serialize_statistics(self->simulation, PyBytes_AsString(bytes), size,
                                                 &size, &error);
@@ -187,9 +187,11 @@ static PyObject *simulation_merge_statistics(PyObject *object, PyObject *args) {
   }
   hs_error error;
   hs_status status;
-  Py_BEGIN_ALLOW_THREADS status = hs_simulation_merge_statistics(
-      self->simulation, bytes.buf ? bytes.buf : "", (size_t)bytes.len, &error);
-  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  Py_BEGIN_ALLOW_THREADS
+  status = hs_simulation_merge_statistics(self->simulation, bytes.buf ? bytes.buf : "",
+                                          (size_t)bytes.len, &error);
+  Py_END_ALLOW_THREADS
+  handle_leave(&self->lock);
   PyBuffer_Release(&bytes);
   return none_or_error(state, status, &error);
 }
@@ -218,63 +220,16 @@ static PyObject *simulation_run(PyObject *object, PyObject *args) {
   hs_status status = HS_ERR_INTERNAL;
   int entered = handle_enter(state, &self->lock) == 0;
   if (entered) {
-    Py_BEGIN_ALLOW_THREADS status = hs_simulation_run(self->simulation, inputs.names, inputs.views,
-                                                      inputs.count, &options, &outputs, &error);
-    Py_END_ALLOW_THREADS handle_leave(&self->lock);
+    Py_BEGIN_ALLOW_THREADS
+    status = hs_simulation_run(self->simulation, inputs.names, inputs.views, inputs.count, &options,
+                               &outputs, &error);
+    Py_END_ALLOW_THREADS
+    handle_leave(&self->lock);
   }
   inputs_release(&inputs);
   names_release(&names);
   if (!entered) return NULL;
   return status == HS_OK ? tensors_to_dict(state, outputs, 1) : raise_error(state, &error);
-}
-
-// ------------------------------------------------------------------------------------------------
-// Quantizers
-
-static PyObject *simulation_quantizers(PyObject *object, PyObject *unused) {
-  (void)unused;
-  simulation_object *self = (simulation_object *)object;
-  core_state *state = state_of(object);
-  if (handle_enter(state, &self->lock) < 0) return NULL;
-  hs_error error;
-  size_t count = 0;
-  hs_status status = hs_simulation_quantizer_count(self->simulation, &count, &error);
-  PyObject *result = status == HS_OK ? PyList_New(0) : NULL;
-  for (size_t i = 0; result && i < count; i++) {
-    hs_quantizer quantizer;
-    status = hs_simulation_quantizer(self->simulation, i, &quantizer, &error);
-    PyObject *item = NULL;
-    if (status == HS_OK) {
-      item = Py_BuildValue("NNNiN", text_of(quantizer.tensor), text_of(quantizer.tied_to),
-                           PyBool_FromLong(quantizer.role == HS_QUANTIZER_ROLE_PARAMETER),
-                           (int)quantizer.bits, PyBool_FromLong(quantizer.is_symmetric));
-    }
-    if (!item || PyList_Append(result, item) < 0) Py_CLEAR(result);
-    Py_XDECREF(item);
-  }
-  handle_leave(&self->lock);
-  return status == HS_OK ? result : raise_error(state, &error);
-}
-
-static PyObject *simulation_encoding(PyObject *object, PyObject *name) {
-  simulation_object *self = (simulation_object *)object;
-  core_state *state = state_of(object);
-  const char *tensor = utf8_of(name, "name of a tensor");
-  if (!tensor || handle_enter(state, &self->lock) < 0) return NULL;
-  hs_error error;
-  hs_encoding encoding;
-  PyObject *result = NULL;
-  hs_status status = hs_simulation_encoding(self->simulation, tensor, &encoding, &error);
-  if (status == HS_OK) {
-    Py_ssize_t size = (Py_ssize_t)(encoding.count * 4);
-    result = Py_BuildValue(
-        "y#y#iiiLiNNN", (const char *)encoding.scales, size, (const char *)encoding.zero_points,
-        size, (int)encoding.granularity, (int)encoding.axis, (int)encoding.block_axis,
-        (long long)encoding.block_size, (int)encoding.bits, PyBool_FromLong(encoding.is_signed),
-        PyBool_FromLong(encoding.is_symmetric), PyBool_FromLong(encoding.is_strict));
-  }
-  handle_leave(&self->lock);
-  return status == HS_OK ? result : raise_error(state, &error);
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -288,10 +243,10 @@ static PyObject *simulation_encodings_json(PyObject *object, PyObject *version_o
   hs_error error;
   hs_status status;
   size_t size = 0;
-  Py_BEGIN_ALLOW_THREADS status =
-      hs_simulation_encodings_size(self->simulation, version, &size, &error);
-  Py_END_ALLOW_THREADS PyObject *bytes =
-      status == HS_OK ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size) : NULL;
+  Py_BEGIN_ALLOW_THREADS
+  status = hs_simulation_encodings_size(self->simulation, version, &size, &error);
+  Py_END_ALLOW_THREADS
+  PyObject *bytes = status == HS_OK ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size) : NULL;
   if (bytes) {
     status = hs_simulation_encodings_json(self->simulation, version, PyBytes_AsString(bytes), size,
                                           &size, &error);
@@ -317,9 +272,11 @@ static PyObject *simulation_export(PyObject *object, PyObject *args) {
   }
   hs_error error;
   hs_status status;
-  Py_BEGIN_ALLOW_THREADS status =
+  Py_BEGIN_ALLOW_THREADS
+  status =
       hs_simulation_export(self->simulation, PyBytes_AsString(folder), prefix, version, &error);
-  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  Py_END_ALLOW_THREADS
+  handle_leave(&self->lock);
   Py_DECREF(folder);
   return none_or_error(state, status, &error);
 }
@@ -343,9 +300,10 @@ static PyObject *simulation_export_qdq(PyObject *object, PyObject *args) {
   options.exports_int32_bias = exports_int32_bias;
   hs_error error;
   hs_status status;
-  Py_BEGIN_ALLOW_THREADS status =
-      hs_simulation_export_qdq(self->simulation, PyBytes_AsString(path), &options, &error);
-  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  Py_BEGIN_ALLOW_THREADS
+  status = hs_simulation_export_qdq(self->simulation, PyBytes_AsString(path), &options, &error);
+  Py_END_ALLOW_THREADS
+  handle_leave(&self->lock);
   Py_DECREF(path);
   return none_or_error(state, status, &error);
 }
@@ -383,9 +341,11 @@ static PyObject *simulation_load_encodings(PyObject *object, PyObject *args) {
   hs_error error;
   hs_status status;
   hs_load_report *report = NULL;
-  Py_BEGIN_ALLOW_THREADS status = hs_simulation_load_encodings(
-      self->simulation, bytes.buf ? bytes.buf : "", (size_t)bytes.len, strict, &report, &error);
-  Py_END_ALLOW_THREADS handle_leave(&self->lock);
+  Py_BEGIN_ALLOW_THREADS
+  status = hs_simulation_load_encodings(self->simulation, bytes.buf ? bytes.buf : "",
+                                        (size_t)bytes.len, strict, &report, &error);
+  Py_END_ALLOW_THREADS
+  handle_leave(&self->lock);
   PyBuffer_Release(&bytes);
   if (status != HS_OK) return raise_error(state, &error);
   PyObject *unknown = mismatches(state, report, HS_LOAD_MISMATCH_UNKNOWN);
@@ -408,6 +368,11 @@ static PyMethodDef simulation_methods[] = {
     {"run", simulation_run, METH_VARARGS, NULL},
     {"quantizers", simulation_quantizers, METH_NOARGS, NULL},
     {"encoding", simulation_encoding, METH_O, NULL},
+    {"set_encoding", simulation_set_encoding, METH_VARARGS, NULL},
+    {"set_enabled", simulation_set_enabled, METH_VARARGS, NULL},
+    {"set_frozen", simulation_set_frozen, METH_VARARGS, NULL},
+    {"set_precision", simulation_set_precision, METH_VARARGS, NULL},
+    {"set_range", simulation_set_range, METH_VARARGS, NULL},
     {"encodings_json", simulation_encodings_json, METH_O, NULL},
     {"export", simulation_export, METH_VARARGS, NULL},
     {"export_qdq", simulation_export_qdq, METH_VARARGS, NULL},

@@ -134,7 +134,7 @@ int names_acquire(PyObject *tuple, names *out) {
     return -1;
   }
   for (size_t i = 0; i < out->count; i++) {
-    out->texts[i] = utf8_of(PyTuple_GetItem(tuple, (Py_ssize_t)i), "name of an output");
+    out->texts[i] = utf8_of(PyTuple_GetItem(tuple, (Py_ssize_t)i), "name");
     if (!out->texts[i]) {
       names_release(out);
       return -1;

@@ -374,7 +374,9 @@ def test_wrong_settings_are_named(model, arguments, error, text):
 
 def test_config_file_with_a_wrong_key_is_refused(model, tmp_path):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"defaults": {"ops": {"is_output_quantised": "True"}}}))
+    sections = {name: {} for name in ("params", "op_type", "model_input", "model_output")}
+    sections |= {"supergroups": [], "defaults": {"ops": {"is_output_quantised": "True"}}}
+    path.write_text(json.dumps(sections))
     with pytest.raises(halfstep.InvalidConfigurationError, match="is_output_quantised"):
         halfstep.QuantizationSimModel(model, config=path)
     path.write_text("{")
@@ -403,3 +405,91 @@ def test_later_changes_of_the_model_do_not_reach_it(network):
     before = sim.run(small_models.data())["y"]
     model.set_initializer("fc.weight", np.zeros((4, 8), np.float32))
     np.testing.assert_array_equal(sim.run(small_models.data())["y"], before)
+
+
+# --------------------------------------------------------------------------------------------------
+# Single quantizers
+
+
+def test_quantizer_can_be_turned_off_and_on(calibrated):
+    x = small_models.data(4)
+    before = calibrated.run(x)["y"]
+    for quantizer in calibrated.quantizers:
+        calibrated.set_enabled(quantizer.tensor, False)
+    assert not any(q.is_enabled for q in calibrated.quantizers)
+    expected = calibrated.model.run(x)["y"]
+    # The float network, up to another order of summation in a differently fused plan.
+    np.testing.assert_allclose(calibrated.run(x)["y"], expected, rtol=0, atol=1e-5)
+    for quantizer in calibrated.quantizers:
+        calibrated.set_enabled(quantizer.tensor, True)
+    np.testing.assert_array_equal(calibrated.run(x)["y"], before)
+
+
+def test_frozen_grid_survives_calibration(calibrated):
+    frozen = calibrated.encoding("relu1.out")
+    other = calibrated.encoding("x")
+    calibrated.set_frozen("relu1.out", True)
+    calibrated.compute_encodings(5 * small_models.data(), progress=False)
+    assert calibrated.encoding("relu1.out").scales == frozen.scales
+    assert calibrated.encoding("x").scales != other.scales
+    with pytest.raises(halfstep.InvalidStateError, match="frozen"):
+        calibrated.set_precision("relu1.out", bits=4)
+
+
+def test_precision_of_one_tensor(calibrated):
+    calibrated.set_precision("conv1.weight", bits=4)
+    assert calibrated.encoding("conv1.weight").bits == 4
+    assert calibrated.encoding("conv2.weight").bits == 8
+    calibrated.set_precision("x", symmetric=True)
+    assert calibrated.encoding("x").is_symmetric
+    with pytest.raises(halfstep.InvalidArgumentError, match="bits"):
+        calibrated.set_precision("x", bits=0)
+
+
+def test_range_of_one_tensor(calibrated):
+    calibrated.set_range("x", -1.0, 1.0)
+    x = calibrated.encoding("x")
+    low, high = x.zero_points[0] * -x.scales[0], (255 - x.zero_points[0]) * x.scales[0]
+    # The zero point is whole: the range may be shifted by half a step.
+    assert low == pytest.approx(-1, abs=x.scales[0]) and high == pytest.approx(1, abs=x.scales[0])
+    with pytest.raises(halfstep.InvalidArgumentError):
+        calibrated.set_range("x", 2.0, 1.0)
+    with pytest.raises(halfstep.InvalidArgumentError, match="NaN"):
+        calibrated.set_range("x", float("nan"))
+    with pytest.raises(halfstep.InvalidArgumentError, match="parameter"):
+        calibrated.set_range("conv1.weight", -1.0, 1.0)
+
+
+def test_grid_of_one_tensor(calibrated):
+    grid = calibrated.encoding("conv1.weight")
+    calibrated.set_encoding("conv1.weight", grid._replace(scales=grid.scales * 2))
+    np.testing.assert_array_equal(calibrated.encoding("conv1.weight").scales, grid.scales * 2)
+    short = grid._replace(scales=grid.scales[:3], zero_points=grid.zero_points[:3])
+    with pytest.raises(halfstep.EncodingMismatchError, match=r"conv1\.weight"):
+        calibrated.set_encoding("conv1.weight", short)
+    with pytest.raises(halfstep.ShapeMismatchError, match="zero points"):
+        calibrated.set_encoding("conv1.weight", grid._replace(zero_points=grid.zero_points[:3]))
+    with pytest.raises(halfstep.UnknownNameError, match="per_pixel"):
+        calibrated.set_encoding("conv1.weight", grid._replace(granularity="per_pixel"))
+
+
+def test_unknown_tensors_are_named(calibrated):
+    grid = calibrated.encoding("x")
+    for action in (
+        lambda: calibrated.encoding("nobody"),
+        lambda: calibrated.set_enabled("nobody", True),
+        lambda: calibrated.set_frozen("nobody", True),
+        lambda: calibrated.set_precision("nobody", bits=8),
+        lambda: calibrated.set_range("nobody", 0, 1),
+        lambda: calibrated.set_encoding("nobody", grid),
+    ):
+        with pytest.raises(halfstep.UnknownNameError, match="nobody") as caught:
+            action()
+        assert isinstance(caught.value, KeyError)
+
+
+def test_excluded_layers_stay_float(model):
+    sim = halfstep.QuantizationSimModel(model, excluded_layers=["conv2"])
+    assert "conv2.weight" not in {q.tensor for q in sim.quantizers if q.is_enabled}
+    with pytest.raises(halfstep.HalfstepError, match="no_such_node"):
+        halfstep.QuantizationSimModel(model, excluded_layers=["no_such_node"])

@@ -103,7 +103,7 @@ def fake_quantize(
 ) -> np.ndarray:
     """Do what `halfstep.fake_quantize` says."""
     values = as_array(array, "array")
-    scales = np.ascontiguousarray(scale, np.float32).reshape(-1)
+    scales = np.require(scale, np.float32, "CA").reshape(-1)
     offsets = np.asarray(zero_point)
     if offsets.dtype.kind not in "iu":
         raise TypeMismatchError(f"zero_point: expected integers, got {offsets.dtype}")

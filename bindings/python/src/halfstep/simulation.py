@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _core
-from .errors import CancelledError, UnknownNameError
+from .errors import CancelledError, InvalidArgumentError, UnknownNameError
 from .model import Model
 
 if TYPE_CHECKING:
@@ -42,6 +42,12 @@ class Quantizer(NamedTuple):
     bits: int
     #: Whether zero sits in the middle of the grid.
     is_symmetric: bool
+    #: Whether it takes part; values pass through one that does not.
+    is_enabled: bool
+    #: Whether its grid may not change.
+    is_frozen: bool
+    #: Whether its grid is known.
+    has_encoding: bool
 
 
 class Encoding(NamedTuple):
@@ -102,6 +108,8 @@ class QuantizationSimModel:
         ``"default_per_channel"``; ``"default"`` is per tensor.
     percentile : float
         For the scheme of that name, 50 to 100: the share of values within the range.
+    excluded_layers : iterable of str
+        Names of nodes that stay unquantized.
 
     Raises
     ------
@@ -135,6 +143,7 @@ class QuantizationSimModel:
         config: str | os.PathLike[str] | None = None,
         *,
         percentile: float = 100.0,
+        excluded_layers: Iterable[str] = (),
     ) -> None:
         if not isinstance(model, Model):
             raise TypeError(f"model: expected a halfstep.Model, got {type(model).__name__}")
@@ -151,6 +160,7 @@ class QuantizationSimModel:
             _SCHEMES[quant_scheme],
             percentile,
             config,
+            tuple(excluded_layers),
         )
         self._model = model.copy()
         self._inputs = self._model.inputs
@@ -351,6 +361,112 @@ class QuantizationSimModel:
             *rest,
         )
 
+    def set_encoding(self, tensor: str, encoding: Encoding) -> None:
+        """Give a tensor a grid; tensors that share a grid all get it.
+
+        Parameters
+        ----------
+        tensor : str
+            A tensor that has a quantizer.
+        encoding : Encoding
+            Such as `encoding` gives, perhaps with some fields replaced.
+
+        Raises
+        ------
+        UnknownNameError, InvalidArgumentError
+        EncodingMismatchError
+            If the grid cannot belong to the tensor.
+        InvalidStateError
+            If the quantizer is frozen.
+
+        Examples
+        --------
+        >>> import halfstep, numpy as np
+        >>> sim = halfstep.QuantizationSimModel(halfstep.Model.load("net.onnx"))
+        >>> grid = sim.encoding("fc.weight")
+        >>> sim.set_encoding("fc.weight", grid._replace(scales=2 * grid.scales))
+        >>> bool((sim.encoding("fc.weight").scales == 2 * grid.scales).all())
+        True
+        """
+        import numpy as np
+
+        if encoding.granularity not in _GRANULARITIES:
+            raise UnknownNameError(
+                f"granularity {encoding.granularity!r}: expected one of {', '.join(_GRANULARITIES)}"
+            )
+        self._handle.set_encoding(
+            tensor,
+            np.require(encoding.scales, np.float32, "CA"),
+            np.require(encoding.zero_points, np.int32, "CA"),
+            _GRANULARITIES.index(encoding.granularity),
+            *encoding[3:],
+        )
+
+    def set_enabled(self, tensor: str, enabled: bool) -> None:
+        """Turn a quantizer on or off; one that comes on keeps its grid, if it has one.
+
+        Raises
+        ------
+        UnknownNameError
+        """
+        self._handle.set_enabled(tensor, enabled)
+
+    def set_frozen(self, tensor: str, frozen: bool) -> None:
+        """Keep a grid as it is, or let go of it; tensors that share a grid go together.
+
+        Raises
+        ------
+        UnknownNameError
+        InvalidStateError
+            If there is no grid to keep.
+        """
+        self._handle.set_frozen(tensor, frozen)
+
+    def set_precision(
+        self, tensor: str, bits: int | None = None, symmetric: bool | None = None
+    ) -> None:
+        """Change width and symmetry of a quantizer, and choose its grid anew.
+
+        A computed tensor that has seen no data is left without a grid until encodings are computed.
+
+        Parameters
+        ----------
+        tensor : str
+            A tensor that has a quantizer.
+        bits : int, optional
+            2 to 16.
+        symmetric : bool, optional
+            Whether zero sits in the middle of the grid.
+
+        Raises
+        ------
+        UnknownNameError, InvalidArgumentError
+        InvalidStateError
+            If the quantizer is frozen.
+        """
+        if bits is not None:
+            _check_bits(bits, "bits")
+        self._handle.set_precision(tensor, bits or 0, -1 if symmetric is None else bool(symmetric))
+
+    def set_range(
+        self, tensor: str, minimum: float | None = None, maximum: float | None = None
+    ) -> None:
+        """Hold a computed tensor's grid to bounds; None leaves that end to the data.
+
+        Raises
+        ------
+        UnknownNameError, InvalidArgumentError
+        InvalidStateError
+            If the quantizer is frozen.
+        """
+        nan = float("nan")
+        for bound in (minimum, maximum):
+            if bound is not None and bound != bound:
+                raise InvalidArgumentError("bounds: expected numbers, got NaN")
+        self._handle.set_range(
+            tensor, nan if minimum is None else minimum, nan if maximum is None else maximum
+        )
+
     # ---------------------------------------------------------------------------------------------
     # Files
 
@@ -466,8 +582,6 @@ class QuantizationSimModel:
 def _check_bits(bits: int, what: str) -> None:
     # The C interface takes 0 for "the default"; here that would hide a mistake.
     if not 2 <= bits <= 16:
-        from .errors import InvalidArgumentError
-
         raise InvalidArgumentError(f"{what}: expected 2 to 16, got {bits}")
 
 

@@ -82,9 +82,7 @@ def unsupported() -> onnx.ModelProto:
         helper.make_node("Frobnicate", [INPUT], ["t"], name="first", domain="org.example"),
         helper.make_node("Defenestrate", ["t"], [OUTPUT], name="second", domain="org.example"),
     ]
-    model = model_of(nodes, {}, [("N", 4)], [("N", 4)])
-    model.opset_import.append(helper.make_opsetid("org.example", 1))
-    return model
+    return model_of(nodes, {}, [("N", 4)], [("N", 4)], domains=("org.example",))
 
 
 def model_of(
@@ -95,6 +93,7 @@ def model_of(
     inputs: tuple[str, ...] = (INPUT,),
     outputs: tuple[str, ...] = (OUTPUT,),
     opset: int = 17,
+    domains: tuple[str, ...] = (),
 ) -> onnx.ModelProto:
     """Return a checked model of nodes in running order."""
 
@@ -111,7 +110,9 @@ def model_of(
         infos(outputs, output_shapes),
         [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    opsets = [helper.make_opsetid("", opset)]
+    opsets += [helper.make_opsetid(domain, 1) for domain in domains]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     onnx.checker.check_model(model)
     return model
 

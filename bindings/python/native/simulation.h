@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the files of the Simulation type share.
+#ifndef HALFSTEP_SIMULATION_H
+#define HALFSTEP_SIMULATION_H
+
+#include "core.h"
+
+typedef struct simulation_object {
+  PyObject_HEAD hs_simulation *simulation;
+  handle_lock lock;
+} simulation_object;
+
+/// None, or the exception of a status.
+static inline PyObject *none_or_error(core_state *state, hs_status status, const hs_error *error) {
+  if (status != HS_OK) return raise_error(state, error);
+  Py_RETURN_NONE;
+}
+
+// quantizers.c
+PyObject *simulation_quantizers(PyObject *self, PyObject *unused);
+PyObject *simulation_encoding(PyObject *self, PyObject *name);
+PyObject *simulation_set_encoding(PyObject *self, PyObject *args);
+PyObject *simulation_set_enabled(PyObject *self, PyObject *args);
+PyObject *simulation_set_frozen(PyObject *self, PyObject *args);
+PyObject *simulation_set_precision(PyObject *self, PyObject *args);
+PyObject *simulation_set_range(PyObject *self, PyObject *args);
+
+#endif
