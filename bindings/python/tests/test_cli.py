@@ -107,7 +107,7 @@ def test_notes_go_to_standard_error_without_a_bar(folder):
     done = run(
         "quantize", folder / "net.onnx", "--calibration", folder / "x.npy", "-o", folder / "out"
     )
-    assert "folded 2 batch norms" in done.stderr and "equalized 1 set" in done.stderr
+    assert "folded 2 batch norms" in done.stderr and "equalized 2 sets" in done.stderr
     assert "\r" not in done.stderr and "[" not in done.stderr
     assert len(done.stdout.splitlines()) == 2
 
@@ -219,7 +219,8 @@ def test_inspect_tells_layers_folds_and_sets(folder):
         {"layer": "conv1", "batch_norm": "bn1", "is_forward": False},
         {"layer": "conv2", "batch_norm": "bn2", "is_forward": False},
     ]
-    assert result["equalized_sets"] == [{"layers": ["conv1", "conv2"]}]
+    sets = [{"layers": ["conv1", "conv2"]}, {"layers": ["conv2", "fc"]}]
+    assert result["equalized_sets"] == sets
     assert result["inputs"] == [{"name": "x", "type": "float32", "shape": ["N", 3, 8, 8]}]
     text = run("inspect", folder / "net.onnx").stdout
     assert [line.split()[0] for line in text.splitlines()] == [

@@ -337,7 +337,7 @@ class Model:
         >>> model = Model.load("net.onnx")
         >>> _ = model.fold_batch_norms()
         >>> [one.layers for one in model.equalize().sets]
-        [('conv1', 'conv2')]
+        [('conv1', 'conv2'), ('conv2', 'fc')]
         """
         from ._arrays import floats
         from .errors import InvalidArgumentError
