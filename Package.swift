@@ -86,7 +86,9 @@ let package = Package(
     .target(
       name: "TestSupport", dependencies: ["HalfstepGraph", "HalfstepNumerics"],
       path: "Tests/TestSupport"),
-    .testTarget(name: "HalfstepNumericsTests", dependencies: ["HalfstepNumerics", "TestSupport"]),
+    .testTarget(
+      name: "HalfstepNumericsTests",
+      dependencies: ["HalfstepNumerics", "HalfstepFormats", "TestSupport"]),
     .testTarget(
       name: "HalfstepGraphTests", dependencies: ["HalfstepGraph", "TestSupport"],
       exclude: ["Fixtures"]),

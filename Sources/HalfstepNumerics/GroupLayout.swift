@@ -51,7 +51,7 @@ package struct GroupLayout: Sendable, Hashable {
   // MARK: - Runs
 
   /// A contiguous stretch of elements that share a group.
-  package struct Run {
+  package struct Run: Sendable {
     /// Index of the first element.
     package let offset: Int
     /// Number of elements.

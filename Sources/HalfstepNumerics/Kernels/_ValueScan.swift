@@ -18,6 +18,8 @@ struct ValueScan {
   /// Four interleaved histograms of 8,192 bins: neighbors in memory go to different ones, so that
   /// equal values do not wait for each other's increment.
   private let counters: UnsafeMutablePointer<UInt32>?
+  /// Scratch space of the counting loop.
+  private let slots: UnsafeMutablePointer<Int32>?
 
   private static let bins = 2 * RangeStatistics.binsPerSide
   private static let copies = 4
@@ -27,15 +29,20 @@ struct ValueScan {
   init(keepsHistogram: Bool) {
     guard keepsHistogram else {
       counters = nil
+      slots = nil
       return
     }
     let total = Self.bins * Self.copies
     let memory = UnsafeMutablePointer<UInt32>.allocate(capacity: total)
     memory.initialize(repeating: 0, count: total)
     counters = memory
+    slots = .allocate(capacity: Self.slotBlock)
   }
 
-  func release() { counters?.deallocate() }
+  func release() {
+    counters?.deallocate()
+    slots?.deallocate()
+  }
 
   /// Adds up to 2³² values.
   ///
@@ -50,9 +57,9 @@ struct ValueScan {
         count &+= length
         minimum = min(minimum, extremes.minimum)
         maximum = max(maximum, extremes.maximum)
-        if let counters {
+        if let counters, let slots {
           raiseExponent(to: max(extremes.maximum, -extremes.minimum), counters)
-          Self.countBins(part, length, exponent, counters)
+          Self.countBins(part, length, exponent, counters, slots)
         }
       } else {
         addOneByOne(part, length, setsZerosApart: setsZerosApart)
@@ -125,7 +132,7 @@ struct ValueScan {
   @inline(never)
   private static func countBins(
     _ values: UnsafePointer<Float>, _ total: Int, _ exponent: Int,
-    _ counters: UnsafeMutablePointer<UInt32>
+    _ counters: UnsafeMutablePointer<UInt32>, _ slots: UnsafeMutablePointer<Int32>
   ) {
     let width = Float(sign: .plus, exponent: exponent, significand: 1)
     let reciprocalWidth = 1 / width
@@ -134,16 +141,27 @@ struct ValueScan {
     let magicBits = SIMD16<Int32>(repeating: Int32(bitPattern: roundingMagic.bitPattern) &- half)
     var index = 0
     while index &+ Lanes.width <= total {
-      let value = Lanes(loading: values + index)
-      // The nearest integer, then one less where it lies above: the floor. The bits of the sum hold
-      // the integer, and a true comparison is −1. The comparison is made with the value itself, since
-      // the quotient of a tiny negative value can underflow to zero.
-      let sum = value * reciprocalWidth + roundingMagic
-      let nearest = unsafeBitCast(sum, to: SIMD16<Int32>.self) &- magicBits
-      let above = unsafeBitCast((sum - roundingMagic) * width .> value, to: SIMD16<Int32>.self)
-      let slots = ((nearest &+ above) &<< 2) &+ copy
-      for lane in 0..<Lanes.width { counters[Int(slots[lane])] &+= 1 }
-      index &+= Lanes.width
+      // Slots of a block of values first, increments after: the two loops need different units.
+      let block = min(slotBlock, (total &- index) & ~15)
+      var done = 0
+      while done < block {
+        let value = Lanes(loading: values + (index &+ done))
+        // The nearest integer, then one less where it lies above: the floor. The bits of the sum hold
+        // the integer, and a true comparison is −1. The comparison is made with the value itself,
+        // since the quotient of a tiny negative value can underflow to zero.
+        let sum = value * reciprocalWidth + roundingMagic
+        let nearest = unsafeBitCast(sum, to: SIMD16<Int32>.self) &- magicBits
+        let above = unsafeBitCast((sum - roundingMagic) * width .> value, to: SIMD16<Int32>.self)
+        let slot = ((nearest &+ above) &<< 2) &+ copy
+        UnsafeMutableRawPointer(slots + done).storeBytes(of: slot, as: SIMD16<Int32>.self)
+        done &+= Lanes.width
+      }
+      done = 0
+      while done < block {
+        for lane in 0..<8 { counters[Int(slots[done &+ lane])] &+= 1 }
+        done &+= 8
+      }
+      index &+= block
     }
     while index < total {
       let bin = RangeStatistics.binIndex(values[index], exponent: exponent)
@@ -151,6 +169,9 @@ struct ValueScan {
       index &+= 1
     }
   }
+
+  /// Values whose slots are computed at a time.
+  private static let slotBlock = 256
 }
 
 /// Extremes of a stretch of values.
