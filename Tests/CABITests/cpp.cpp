@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// The C++ interface: cpp MODEL DATA.
+
+#include <halfstep.hpp>
+
+#include <cstring>
+#include <iostream>
+
+static int failures = 0;
+
+#define CHECK(condition)                                                            \
+  do {                                                                              \
+    if (!(condition)) {                                                             \
+      ++failures;                                                                   \
+      std::cerr << __FILE__ << ":" << __LINE__ << ": failed: " #condition << "\n"; \
+    }                                                                               \
+  } while (0)
+
+int main(int, char **arguments) {
+  using namespace halfstep;
+  // Errors carry the status.
+  try {
+    Model::open("/no/such/file");
+    CHECK(false);
+  } catch (const Error &error) {
+    CHECK(error.status() == HS_ERR_FILE_ACCESS);
+    CHECK(std::string(error.what()).find("/no/such/file") != std::string::npos);
+  }
+
+  Model model = Model::open(arguments[1]);
+  Model copy = model.clone();
+  Model moved = std::move(copy);
+  CHECK(moved.get() != nullptr && copy.get() == nullptr);
+  CHECK(moved.fold_batch_norms().size() == 3);
+  const auto report = moved.equalize();
+  CHECK(!report.sets.empty() && report.sets[0].layers.size() == report.sets[0].factors.size() + 1);
+  CHECK(moved.layers().size() == 4 && moved.layers()[0].channel_minimum.size() == 8);
+  CHECK(model.initializers()["stem.weight"].shape() == (std::vector<int64_t>{8, 3, 3, 3}));
+
+  const auto bytes = moved.serialize();
+  Model reopened = Model::open_memory(bytes.data(), bytes.size());
+  CHECK(reopened.inputs().size() == 1 && reopened.inputs()[0].shape[0] == -1);
+  CHECK(reopened.outputs()[0].name == "output");
+
+  const Tensors data = Tensors::open_numpy(arguments[2]);
+  const Inputs inputs = {{"input", data[0]}};
+  const Tensors outputs = reopened.run(inputs, {"stem_act"});
+  CHECK(outputs.size() == 2 && outputs.name(1) == "stem_act");
+  CHECK(outputs["output"].count() == 80 && outputs["output"].as<float>() != nullptr);
+  try {
+    outputs["output"].as<int32_t>();
+    CHECK(false);
+  } catch (const std::invalid_argument &) {
+  }
+
+  SimulationOptions options;
+  options.scheme = HS_RANGE_SCHEME_SQNR;
+  Simulation simulation(moved, options);
+  // What a callback throws comes out of calibrate, and a false cancels.
+  try {
+    simulation.calibrate(inputs, 4, [](std::size_t, std::size_t) -> bool { throw 42; });
+    CHECK(false);
+  } catch (int value) {
+    CHECK(value == 42);
+  }
+  try {
+    simulation.calibrate(inputs, 4, [](std::size_t, std::size_t) { return false; });
+    CHECK(false);
+  } catch (const Error &error) {
+    CHECK(error.status() == HS_ERR_CANCELLED);
+  }
+  std::size_t batches = 0;
+  simulation.calibrate(inputs, 4, [&](std::size_t completed, std::size_t) {
+    batches = completed;
+    return true;
+  });
+  CHECK(batches == 5);
+  const std::string json = simulation.encodings("0.6.1");
+  CHECK(json.find("\"0.6.1\"") != std::string::npos);
+  CHECK(simulation.load_encodings(json).missing.empty());
+
+  Simulation other(moved, options);
+  other.merge_statistics(simulation.serialize_statistics());
+  other.compute_encodings();
+  CHECK(other.encodings("0.6.1") == json);
+  CHECK(simulation.run(inputs)["output"].count() == 80);
+
+  std::cout << "cpp: " << (failures == 0 ? "passed" : "failed") << "\n";
+  return failures == 0 ? 0 : 1;
+}

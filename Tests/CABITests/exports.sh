@@ -1,0 +1,31 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# The library exports what the header declares and nothing else, and needs no Swift at run time.
+set -eu
+stage=$1
+library=$stage/lib/libhalfstep.so
+
+# Declarations: names before "(", outside comments and typedefs of callbacks.
+declared=$(sed -e 's|//.*||' "$stage/include/halfstep.h" | grep -oE '\bhs_[a-z0-9_]+\(' | tr -d '(' | sort -u)
+exported=$(nm -D --defined-only "$library" | awk '{ print $3 }' | sort -u)
+if [ "$declared" != "$exported" ]; then
+  echo "exports differ from the header:" >&2
+  printf '%s\n' "$declared" > /tmp/declared.$$
+  printf '%s\n' "$exported" > /tmp/exported.$$
+  diff /tmp/declared.$$ /tmp/exported.$$ >&2 || true
+  rm -f /tmp/declared.$$ /tmp/exported.$$
+  exit 1
+fi
+
+unknown=$(nm -D --undefined-only "$library" | awk '$1 == "U" && $2 !~ /@/ { print $2 }')
+[ -z "$unknown" ] || { echo "undefined symbols: $unknown" >&2; exit 1; }
+
+needed=$(readelf -d "$library" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p')
+if echo "$needed" | grep -qiE 'swift|foundation|dispatch'; then
+  echo "the library needs the Swift runtime: $needed" >&2
+  exit 1
+fi
+readelf -d "$library" | grep -q 'SONAME.*\[libhalfstep.so.0\]' || { echo "wrong soname" >&2; exit 1; }
+
+echo "exports: $(echo "$exported" | wc -l) names, as declared; needs" $needed
+echo "exports: library of $(stat -Lc %s "$library") bytes"

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+// Mutates a valid model and runs the whole job on what still opens, in child processes.
+//
+//   fuzz MODEL COUNT SEED
+//
+// A child that dies by a signal, or takes longer than a minute over one mutation, is a failure; its
+// mutation is written to a file and the next child goes on behind it.
+
+#include <halfstep.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { SECONDS_FOR_ONE = 60, EXTRA = 4096 };
+// Mutated shapes may ask for much; the library has to notice that it does not get it.
+static const rlim_t MEMORY = (rlim_t)6 << 30;
+
+// Shared with the children.
+typedef struct {
+  long done;
+  long opened, folded, equalized, ran, simulated, calibrated, exported;
+  long refused[100];
+  char step[32];
+} progress;
+
+static unsigned char *original;
+static size_t original_size;
+static progress *shared;
+
+// Xorshift64*: the same mutations for the same seed everywhere.
+static uint64_t state;
+static uint64_t next(void) {
+  state ^= state >> 12;
+  state ^= state << 25;
+  state ^= state >> 27;
+  return state * 0x2545F4914F6CDD1Dull;
+}
+static size_t below(size_t bound) { return bound == 0 ? 0 : (size_t)(next() % bound); }
+
+static size_t mutate_once(unsigned char *bytes, size_t size) {
+  static const unsigned char interesting[] = {0, 1, 2, 3, 7, 8, 0x7F, 0x80, 0xFE, 0xFF};
+  if (size == 0) return 0;
+  size_t at = below(size);
+  switch (below(10)) {
+    case 0:
+      bytes[at] ^= (unsigned char)(1u << below(8));
+      break;
+    case 1:
+      bytes[at] = (unsigned char)next();
+      break;
+    case 2:
+      bytes[at] = interesting[below(sizeof interesting)];
+      break;
+    case 3:  // Truncate.
+      return at;
+    case 4: {  // Remove a piece.
+      size_t length = 1 + below(size - at < 64 ? size - at : 64);
+      if (length > size - at) length = size - at;
+      memmove(bytes + at, bytes + at + length, size - at - length);
+      return size - length;
+    }
+    case 5: {  // Insert a piece from elsewhere.
+      size_t length = 1 + below(64);
+      size_t from = below(size);
+      if (length > size - from) length = size - from;
+      unsigned char piece[64];
+      memcpy(piece, bytes + from, length);
+      memmove(bytes + at + length, bytes + at, size - at);
+      memcpy(bytes + at, piece, length);
+      return size + length;
+    }
+    case 6: {  // Overwrite with a piece from elsewhere.
+      size_t length = 1 + below(32);
+      size_t from = below(size);
+      if (length > size - from) length = size - from;
+      if (length > size - at) length = size - at;
+      memmove(bytes + at, bytes + from, length);
+      break;
+    }
+    case 7: {  // A long varint: a length or a number that is far too large.
+      size_t length = 1 + below(9);
+      if (length > size - at) length = size - at;
+      memset(bytes + at, 0xFF, length);
+      bytes[at + length - 1] = 0x01;
+      break;
+    }
+    case 8: {  // A float that is NaN, infinite, tiny or huge.
+      static const uint32_t floats[] = {0x7FC00000, 0x7F800000, 0xFF800000, 0x00000001,
+                                        0x7F7FFFFF, 0x00000000, 0x80000000};
+      if (size - at >= 4) memcpy(bytes + at, &floats[below(7)], 4);
+      break;
+    }
+    default:  // Count up or down.
+      bytes[at] = (unsigned char)(bytes[at] + (below(2) ? 1 : -1));
+  }
+  return size;
+}
+
+static size_t mutation(uint64_t seed, long index, unsigned char *bytes) {
+  state = seed * 0x9E3779B97F4A7C15ull + (uint64_t)index * 0xD1B54A32D192ED03ull + 1;
+  for (int warm = 0; warm < 4; ++warm) next();
+  memcpy(bytes, original, original_size);
+  size_t size = original_size;
+  // Mostly a single change: it leaves more of the model to work with.
+  size_t changes = below(4) == 0 ? 1 + below(8) : 1;
+  for (size_t change = 0; change < changes && size + 64 < original_size + EXTRA; ++change) {
+    size = mutate_once(bytes, size);
+  }
+  return size;
+}
+
+static void step(const char *name) { snprintf(shared->step, sizeof shared->step, "%s", name); }
+
+// Counts a refusal; the error must be filled.
+static int refused(hs_status status, const hs_error *error) {
+  if (status == HS_OK) return 0;
+  if (status < 0 || status > 99 || error->status != status || error->message[0] == 0) abort();
+  ++shared->refused[status];
+  return 1;
+}
+
+static void job(const unsigned char *bytes, size_t size) {
+  static const float values[2 * 3 * 8 * 8] = {0.5f, -0.25f, 1.0f};
+  hs_error error = {0};
+  hs_model *model = NULL;
+  step("open");
+  if (refused(hs_model_open_memory(bytes, size, NULL, &model, &error), &error)) return;
+  ++shared->opened;
+
+  // A tiny input of the declared shape, if it is small; the fixture's otherwise.
+  int64_t shape[HS_RANK_MAX] = {2, 3, 8, 8};
+  hs_tensor_view view = {values, shape, NULL, HS_DATA_TYPE_FLOAT32, 4};
+  const char *name = "input";
+  hs_value_info info;
+  char name_copy[256];
+  if (hs_model_input(model, 0, &info, NULL) == HS_OK) {
+    snprintf(name_copy, sizeof name_copy, "%s", info.name);
+    name = name_copy;
+    int64_t count = 1;
+    for (int32_t axis = 0; axis < info.rank && count <= 384; ++axis) {
+      int64_t extent = info.shape[axis] < 0 ? 2 : info.shape[axis];
+      count = extent > 384 ? 385 : count * extent;
+    }
+    if (info.rank >= 0 && info.rank <= HS_RANK_MAX && count <= 384) {
+      view.rank = info.rank;
+      for (int32_t axis = 0; axis < info.rank; ++axis) {
+        shape[axis] = info.shape[axis] < 0 ? 2 : info.shape[axis];
+      }
+    }
+  }
+
+  hs_tensors *tensors = NULL;
+  hs_inspection *inspection = NULL;
+  step("inspect");
+  if (!refused(hs_model_inspect(model, &inspection, &error), &error)) {
+    hs_inspection_free(inspection);
+  }
+  step("run");
+  if (!refused(hs_model_run(model, &name, &view, 1, NULL, &tensors, &error), &error)) {
+    ++shared->ran;
+    hs_tensors_free(tensors);
+  }
+  step("fold");
+  if (!refused(hs_model_fold_batch_norms(model, NULL, &error), &error)) ++shared->folded;
+  step("equalize");
+  if (!refused(hs_model_equalize(model, NULL, NULL, &error), &error)) ++shared->equalized;
+  step("serialize");
+  size_t bytes_needed = 0;
+  refused(hs_model_serialized_size(model, &bytes_needed, &error), &error);
+
+  hs_simulation_options options;
+  hs_simulation_options_init(&options);
+  options.scheme = (hs_range_scheme)below(5);
+  options.percentile = 99;
+  if (below(2) == 0) options.configuration = "default";
+  hs_simulation *simulation = NULL;
+  step("simulate");
+  if (!refused(hs_simulation_create(model, &options, &simulation, &error), &error)) {
+    ++shared->simulated;
+    step("calibrate");
+    if (!refused(hs_simulation_calibrate(simulation, &name, &view, 1, NULL, &error), &error)) {
+      ++shared->calibrated;
+      step("run simulation");
+      if (!refused(hs_simulation_run(simulation, &name, &view, 1, NULL, &tensors, &error),
+                   &error)) {
+        hs_tensors_free(tensors);
+      }
+      step("encodings");
+      if (!refused(hs_simulation_encodings_size(simulation, "2.0.0", &bytes_needed, &error),
+                   &error)) {
+        ++shared->exported;
+      }
+      step("export QDQ");
+      refused(hs_simulation_export_qdq(simulation, "/dev/null/x.onnx", NULL, &error), &error);
+    }
+    hs_simulation_free(simulation);
+  }
+  hs_model_free(model);
+}
+
+static void child(uint64_t seed, long first, long count) {
+  struct rlimit limit = {MEMORY, MEMORY};
+  setrlimit(RLIMIT_AS, &limit);
+  struct rlimit no_core = {0, 0};
+  setrlimit(RLIMIT_CORE, &no_core);
+  hs_set_thread_count(1, NULL);
+  unsigned char *bytes = malloc(original_size + EXTRA + 64);
+  for (long index = first; index < count; ++index) {
+    size_t size = mutation(seed, index, bytes);
+    alarm(SECONDS_FOR_ONE);
+    // Copied to its exact size, so that a sanitizer sees reads past the end.
+    unsigned char *exact = malloc(size + 1);
+    memcpy(exact, bytes, size);
+    job(exact, size);
+    free(exact);
+    shared->done = index + 1;
+  }
+  _exit(0);
+}
+
+int main(int argc, char **argv) {
+  if (argc != 4) return 2;
+  FILE *file = fopen(argv[1], "rb");
+  if (file == NULL) return 2;
+  original = malloc(1 << 20);
+  original_size = fread(original, 1, 1 << 20, file);
+  fclose(file);
+  long count = atol(argv[2]);
+  uint64_t seed = strtoull(argv[3], NULL, 10);
+  shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (shared == MAP_FAILED) return 2;
+
+  long deaths = 0;
+  long first = 0;
+  while (first < count) {
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid < 0) return 2;
+    if (pid == 0) child(seed, first, count);
+    int status = 0;
+    if (waitpid(pid, &status, 0) != pid) return 2;
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 0) break;
+    // The mutation behind the last finished one ended the child.
+    long culprit = shared->done > first ? shared->done : first;
+    ++deaths;
+    if (WIFSIGNALED(status)) {
+      fprintf(stderr, "mutation %ld of seed %llu: signal %d (%s) in '%s'\n", culprit,
+              (unsigned long long)seed, WTERMSIG(status), strsignal(WTERMSIG(status)),
+              shared->step);
+    } else {
+      fprintf(stderr, "mutation %ld of seed %llu: the process ended in '%s'\n", culprit,
+              (unsigned long long)seed, shared->step);
+    }
+    unsigned char *bytes = malloc(original_size + EXTRA + 64);
+    size_t size = mutation(seed, culprit, bytes);
+    char path[64];
+    snprintf(path, sizeof path, "/tmp/halfstep-fuzz-%ld.onnx", culprit);
+    FILE *out = fopen(path, "wb");
+    if (out != NULL) {
+      fwrite(bytes, 1, size, out);
+      fclose(out);
+      fprintf(stderr, "  written to %s\n", path);
+    }
+    free(bytes);
+    first = culprit + 1;
+    shared->done = first;
+    if (deaths >= 50) break;
+  }
+
+  printf("fuzz: %ld mutations, seed %llu: %ld opened, %ld ran, %ld folded, %ld equalized, "
+         "%ld simulated, %ld calibrated, %ld exported\n",
+         shared->done, (unsigned long long)seed, shared->opened, shared->ran, shared->folded,
+         shared->equalized, shared->simulated, shared->calibrated, shared->exported);
+  for (int status = 0; status < 100; ++status) {
+    if (shared->refused[status] > 0) {
+      printf("fuzz: %ld times %s\n", shared->refused[status], hs_status_name(status));
+    }
+  }
+  printf("fuzz: %ld deaths\n", deaths);
+  // A run in which nothing opens or nothing is refused tests nothing.
+  return deaths == 0 && shared->done == count && shared->exported > 0 && shared->opened < count
+             ? 0
+             : 1;
+}

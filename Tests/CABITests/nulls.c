@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+// NULL for each argument of each function: an error where it is not documented, never a crash.
+
+#include "support.h"
+
+// A call that must fail with HS_ERR_INVALID_ARGUMENT, with and without an error to fill.
+#define REFUSED(function, ...)                                                               \
+  do {                                                                                       \
+    CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, function(__VA_ARGS__, &last_error));               \
+    CHECK(last_error.status == HS_ERR_INVALID_ARGUMENT && strstr(last_error.message, "NULL")); \
+    CHECK(function(__VA_ARGS__, NULL) == HS_ERR_INVALID_ARGUMENT);                           \
+  } while (0)
+
+// As REFUSED, and the out-parameter, set to garbage before, is 0 afterwards.
+#define REFUSED_OUT(out, function, ...)                     \
+  do {                                                      \
+    memset(&(out), 0xA5, sizeof(out));                      \
+    REFUSED(function, __VA_ARGS__);                         \
+    size_t set_ = 0;                                        \
+    for (size_t byte_ = 0; byte_ < sizeof(out); ++byte_) {  \
+      set_ += ((unsigned char *)&(out))[byte_] != 0;        \
+    }                                                       \
+    CHECK(set_ == 0);                                       \
+  } while (0)
+
+static void free_nothing(void) {
+  hs_tensors_free(NULL);
+  hs_model_free(NULL);
+  hs_inspection_free(NULL);
+  hs_fold_report_free(NULL);
+  hs_equalization_report_free(NULL);
+  hs_simulation_free(NULL);
+  hs_load_report_free(NULL);
+}
+
+static void test_tensors(void) {
+  hs_tensor_view view;
+  hs_tensors *data = open_data(&view);
+  hs_tensors *out = NULL;
+  size_t count;
+  const char *name;
+  REFUSED_OUT(out, hs_tensors_open_numpy, NULL, &out);
+  REFUSED(hs_tensors_open_numpy, data_path, NULL);
+  REFUSED_OUT(count, hs_tensors_count, NULL, &count);
+  REFUSED(hs_tensors_count, data, NULL);
+  REFUSED_OUT(view, hs_tensors_get, NULL, 0, &name, &view);
+  REFUSED_OUT(name, hs_tensors_get, data, 0, &name, NULL);
+  CHECK_OK(hs_tensors_get(data, 0, NULL, &view, NULL));
+  REFUSED_OUT(view, hs_tensors_find, NULL, "", &view);
+  REFUSED_OUT(view, hs_tensors_find, data, NULL, &view);
+  REFUSED(hs_tensors_find, data, "", NULL);
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_tensors_get(data, 1, &name, &view, &last_error));
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_tensors_get(data, SIZE_MAX, &name, &view, &last_error));
+  CHECK_STATUS(HS_ERR_UNKNOWN_NAME, hs_tensors_find(data, "no", &view, &last_error));
+  hs_tensors_free(data);
+}
+
+static void test_model(void) {
+  hs_model *model = open_model();
+  hs_model *out = NULL;
+  size_t size;
+  unsigned char buffer[8];
+  REFUSED_OUT(out, hs_model_open, NULL, NULL, &out);
+  REFUSED(hs_model_open, model_path, NULL, NULL);
+  REFUSED_OUT(out, hs_model_open_memory, NULL, 8, NULL, &out);
+  REFUSED(hs_model_open_memory, buffer, sizeof buffer, NULL, NULL);
+  REFUSED_OUT(out, hs_model_clone, NULL, &out);
+  REFUSED(hs_model_clone, model, NULL);
+  REFUSED(hs_model_save, NULL, "x", NULL);
+  REFUSED(hs_model_save, model, NULL, NULL);
+  REFUSED_OUT(size, hs_model_serialized_size, NULL, &size);
+  REFUSED(hs_model_serialized_size, model, NULL);
+  REFUSED_OUT(size, hs_model_serialize, NULL, buffer, sizeof buffer, &size);
+  REFUSED_OUT(size, hs_model_serialize, model, NULL, sizeof buffer, &size);
+  REFUSED(hs_model_serialize, model, buffer, sizeof buffer, NULL);
+
+  hs_value_info info;
+  REFUSED_OUT(size, hs_model_input_count, NULL, &size);
+  REFUSED(hs_model_input_count, model, NULL);
+  REFUSED_OUT(info, hs_model_input, NULL, 0, &info);
+  REFUSED(hs_model_input, model, 0, NULL);
+  REFUSED_OUT(size, hs_model_output_count, NULL, &size);
+  REFUSED(hs_model_output_count, model, NULL);
+  REFUSED_OUT(info, hs_model_output, NULL, 0, &info);
+  REFUSED(hs_model_output, model, 0, NULL);
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_model_input(model, 1, &info, &last_error));
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_model_output(model, SIZE_MAX, &info, &last_error));
+
+  hs_tensors *tensors;
+  REFUSED_OUT(tensors, hs_model_initializers, NULL, &tensors);
+  REFUSED(hs_model_initializers, model, NULL);
+
+  hs_tensor_view view;
+  hs_tensors *data = open_data(&view);
+  REFUSED(hs_model_set_initializer, NULL, "input", &view);
+  REFUSED(hs_model_set_initializer, model, NULL, &view);
+  REFUSED(hs_model_set_initializer, model, "input", NULL);
+  REFUSED(hs_model_set_initializer_borrowed, NULL, "input", &view, NULL, NULL);
+  REFUSED(hs_model_set_initializer_borrowed, model, NULL, &view, NULL, NULL);
+  REFUSED(hs_model_set_initializer_borrowed, model, "input", NULL, NULL, NULL);
+
+  const char *name = "input";
+  const char *no_name = NULL;
+  REFUSED_OUT(tensors, hs_model_run, NULL, &name, &view, 1, NULL, &tensors);
+  REFUSED_OUT(tensors, hs_model_run, model, NULL, &view, 1, NULL, &tensors);
+  REFUSED_OUT(tensors, hs_model_run, model, &no_name, &view, 1, NULL, &tensors);
+  REFUSED_OUT(tensors, hs_model_run, model, &name, NULL, 1, NULL, &tensors);
+  REFUSED(hs_model_run, model, &name, &view, 1, NULL, NULL);
+  hs_run_options options;
+  hs_run_options_init(&options);
+  options.extra_output_count = 1;
+  REFUSED_OUT(tensors, hs_model_run, model, &name, &view, 1, &options, &tensors);
+  options.extra_outputs = &no_name;
+  REFUSED_OUT(tensors, hs_model_run, model, &name, &view, 1, &options, &tensors);
+  // No inputs at all: names and values may be NULL, but the network wants one.
+  CHECK(hs_model_run(model, NULL, NULL, 0, NULL, &tensors, &last_error) != HS_OK);
+  CHECK(tensors == NULL && strstr(last_error.message, "input") != NULL);
+  hs_tensors_free(data);
+  hs_model_free(model);
+}
+
+static void test_algorithms(void) {
+  hs_model *model = open_model();
+  size_t count;
+
+  hs_inspection *inspection;
+  hs_layer layer;
+  REFUSED_OUT(inspection, hs_model_inspect, NULL, &inspection);
+  REFUSED(hs_model_inspect, model, NULL);
+  CHECK_OK(hs_model_inspect(model, &inspection, &last_error));
+  REFUSED_OUT(count, hs_inspection_layer_count, NULL, &count);
+  REFUSED(hs_inspection_layer_count, inspection, NULL);
+  REFUSED_OUT(layer, hs_inspection_layer, NULL, 0, &layer);
+  REFUSED(hs_inspection_layer, inspection, 0, NULL);
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_inspection_layer(inspection, 99, &layer, &last_error));
+  hs_inspection_free(inspection);
+
+  hs_fold_report *folds;
+  hs_fold fold;
+  REFUSED_OUT(folds, hs_model_fold_batch_norms, NULL, &folds);
+  CHECK_OK(hs_model_fold_batch_norms(model, &folds, NULL));
+  REFUSED_OUT(count, hs_fold_report_count, NULL, &count);
+  REFUSED(hs_fold_report_count, folds, NULL);
+  REFUSED_OUT(fold, hs_fold_report_get, NULL, 0, &fold);
+  REFUSED(hs_fold_report_get, folds, 0, NULL);
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_fold_report_get(folds, 99, &fold, &last_error));
+  hs_fold_report_free(folds);
+
+  hs_equalization_report *report;
+  hs_equalized_set set;
+  REFUSED_OUT(report, hs_model_equalize, NULL, NULL, &report);
+  CHECK_OK(hs_model_equalize(model, NULL, &report, NULL));
+  REFUSED_OUT(count, hs_equalization_report_iterations, NULL, &count);
+  REFUSED(hs_equalization_report_iterations, report, NULL);
+  REFUSED_OUT(count, hs_equalization_report_count, NULL, &count);
+  REFUSED(hs_equalization_report_count, report, NULL);
+  REFUSED_OUT(set, hs_equalization_report_get, NULL, 0, &set);
+  REFUSED(hs_equalization_report_get, report, 0, NULL);
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_equalization_report_get(report, 99, &set, &last_error));
+  hs_equalization_report_free(report);
+
+  hs_equalization_options options;
+  hs_equalization_options_init(&options);
+  options.maximum_iterations = -1;
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_model_equalize(model, &options, NULL, &last_error));
+  hs_model_free(model);
+}
+
+static void test_simulation(void) {
+  hs_model *model = open_model();
+  hs_simulation *simulation;
+  hs_tensor_view view;
+  hs_tensors *data = open_data(&view);
+  const char *name = "input";
+  REFUSED_OUT(simulation, hs_simulation_create, NULL, NULL, &simulation);
+  REFUSED(hs_simulation_create, model, NULL, NULL);
+  hs_model_free(model);
+  simulation = open_simulation();
+
+  REFUSED(hs_simulation_observe, NULL, &name, &view, 1);
+  REFUSED(hs_simulation_observe, simulation, NULL, &view, 1);
+  REFUSED(hs_simulation_observe, simulation, &name, NULL, 1);
+  CHECK(hs_simulation_reset_statistics(NULL, &last_error) == HS_ERR_INVALID_ARGUMENT);
+  CHECK(hs_simulation_reset_statistics(NULL, NULL) == HS_ERR_INVALID_ARGUMENT);
+  CHECK(hs_simulation_compute_encodings(NULL, &last_error) == HS_ERR_INVALID_ARGUMENT);
+  CHECK(hs_simulation_compute_encodings(NULL, NULL) == HS_ERR_INVALID_ARGUMENT);
+  REFUSED(hs_simulation_calibrate, NULL, &name, &view, 1, NULL);
+  REFUSED(hs_simulation_calibrate, simulation, NULL, &view, 1, NULL);
+  REFUSED(hs_simulation_calibrate, simulation, &name, NULL, 1, NULL);
+
+  hs_tensors *tensors;
+  REFUSED_OUT(tensors, hs_simulation_run, NULL, &name, &view, 1, NULL, &tensors);
+  REFUSED_OUT(tensors, hs_simulation_run, simulation, NULL, &view, 1, NULL, &tensors);
+  REFUSED_OUT(tensors, hs_simulation_run, simulation, &name, NULL, 1, NULL, &tensors);
+  REFUSED(hs_simulation_run, simulation, &name, &view, 1, NULL, NULL);
+
+  size_t size;
+  unsigned char buffer[8] = {0};
+  REFUSED_OUT(size, hs_simulation_statistics_size, NULL, &size);
+  REFUSED(hs_simulation_statistics_size, simulation, NULL);
+  REFUSED_OUT(size, hs_simulation_serialize_statistics, NULL, buffer, sizeof buffer, &size);
+  REFUSED_OUT(size, hs_simulation_serialize_statistics, simulation, NULL, 8, &size);
+  REFUSED(hs_simulation_serialize_statistics, simulation, buffer, sizeof buffer, NULL);
+  REFUSED(hs_simulation_merge_statistics, NULL, buffer, sizeof buffer);
+  REFUSED(hs_simulation_merge_statistics, simulation, NULL, sizeof buffer);
+
+  hs_quantizer quantizer;
+  hs_encoding encoding;
+  REFUSED_OUT(size, hs_simulation_quantizer_count, NULL, &size);
+  REFUSED(hs_simulation_quantizer_count, simulation, NULL);
+  REFUSED_OUT(quantizer, hs_simulation_quantizer, NULL, 0, &quantizer);
+  REFUSED(hs_simulation_quantizer, simulation, 0, NULL);
+  REFUSED_OUT(encoding, hs_simulation_encoding, NULL, "input", &encoding);
+  REFUSED_OUT(encoding, hs_simulation_encoding, simulation, NULL, &encoding);
+  REFUSED(hs_simulation_encoding, simulation, "input", NULL);
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT,
+               hs_simulation_quantizer(simulation, 9999, &quantizer, &last_error));
+  CHECK_STATUS(HS_ERR_UNKNOWN_NAME,
+               hs_simulation_encoding(simulation, "no", &encoding, &last_error));
+
+  REFUSED(hs_simulation_set_enabled, NULL, "input", 1);
+  REFUSED(hs_simulation_set_enabled, simulation, NULL, 1);
+  REFUSED(hs_simulation_set_frozen, NULL, "input", 0);
+  REFUSED(hs_simulation_set_frozen, simulation, NULL, 0);
+  REFUSED(hs_simulation_set_precision, NULL, "input", 8, 0);
+  REFUSED(hs_simulation_set_precision, simulation, NULL, 8, 0);
+  REFUSED(hs_simulation_set_range, NULL, "input", 0, 1);
+  REFUSED(hs_simulation_set_range, simulation, NULL, 0, 1);
+  CHECK_OK(hs_simulation_encoding(simulation, "input", &encoding, &last_error));
+  REFUSED(hs_simulation_set_encoding, NULL, "input", &encoding);
+  REFUSED(hs_simulation_set_encoding, simulation, NULL, &encoding);
+  REFUSED(hs_simulation_set_encoding, simulation, "input", NULL);
+
+  REFUSED_OUT(size, hs_simulation_encodings_size, NULL, "1.0.0", &size);
+  REFUSED(hs_simulation_encodings_size, simulation, "1.0.0", NULL);
+  REFUSED_OUT(size, hs_simulation_encodings_json, NULL, NULL, buffer, 8, &size);
+  REFUSED_OUT(size, hs_simulation_encodings_json, simulation, NULL, NULL, 8, &size);
+  REFUSED(hs_simulation_encodings_json, simulation, NULL, buffer, 8, NULL);
+  REFUSED(hs_simulation_export, NULL, output_folder, "x", NULL);
+  REFUSED(hs_simulation_export, simulation, NULL, "x", NULL);
+  REFUSED(hs_simulation_export, simulation, output_folder, NULL, NULL);
+  REFUSED(hs_simulation_export_qdq, NULL, "x", NULL);
+  REFUSED(hs_simulation_export_qdq, simulation, NULL, NULL);
+
+  hs_load_report *report;
+  REFUSED_OUT(report, hs_simulation_load_encodings, NULL, "{}", 2, 0, &report);
+  REFUSED_OUT(report, hs_simulation_load_encodings, simulation, NULL, 2, 0, &report);
+  CHECK_OK(hs_simulation_encodings_size(simulation, NULL, &size, &last_error));
+  char *json = malloc(size);
+  CHECK_OK(hs_simulation_encodings_json(simulation, NULL, json, size, &size, &last_error));
+  CHECK_OK(hs_simulation_load_encodings(simulation, json, size, 1, &report, &last_error));
+  free(json);
+  const char *text;
+  REFUSED_OUT(size, hs_load_report_count, NULL, HS_LOAD_MISMATCH_UNKNOWN, &size);
+  REFUSED(hs_load_report_count, report, HS_LOAD_MISMATCH_UNKNOWN, NULL);
+  REFUSED_OUT(text, hs_load_report_get, NULL, HS_LOAD_MISMATCH_UNKNOWN, 0, &text);
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_load_report_count(report, 3, &size, &last_error));
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_load_report_count(report, -1, &size, &last_error));
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_load_report_get(report, 0, 0, &text, &last_error));
+  hs_load_report_free(report);
+
+  float number = 0;
+  REFUSED(hs_fake_quantize, NULL, &encoding, &number, 1);
+  REFUSED(hs_fake_quantize, &view, NULL, &number, 1);
+  REFUSED(hs_fake_quantize, &view, &encoding, NULL, 1);
+
+  hs_tensors_free(data);
+  hs_simulation_free(simulation);
+}
+
+void test_nulls(void) {
+  free_nothing();
+  test_tensors();
+  test_model();
+  test_algorithms();
+  test_simulation();
+}
