@@ -69,7 +69,7 @@ let package = Package(
         staticRuntime,
         .unsafeFlags(
           [
-            "-Xlinker", "-soname=libhalfstep.so.0",
+            "-Xlinker", "-soname=libhalfstep.so.0", "-Xlinker", "--no-undefined",
             "-Xlinker", "--version-script=\(Context.packageDirectory)/Sources/HalfstepC/exports.map",
           ], .when(platforms: [.linux]))
       ]),

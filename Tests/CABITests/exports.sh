@@ -17,8 +17,8 @@ if [ "$declared" != "$exported" ]; then
   exit 1
 fi
 
-unknown=$(nm -D --undefined-only "$library" | awk '$1 == "U" && $2 !~ /@/ { print $2 }')
-[ -z "$unknown" ] || { echo "undefined symbols: $unknown" >&2; exit 1; }
+unknown=$(ldd -r "$library" 2>&1 | grep -E 'undefined symbol|not found' || true)
+[ -z "$unknown" ] || { echo "does not load: $unknown" >&2; exit 1; }
 
 needed=$(readelf -d "$library" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p')
 if echo "$needed" | grep -qiE 'swift|foundation|dispatch'; then

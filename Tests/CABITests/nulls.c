@@ -259,7 +259,9 @@ static void test_simulation(void) {
   CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_load_report_get(report, 0, 0, &text, &last_error));
   hs_load_report_free(report);
 
+  // Loading ended the loan of the encoding.
   float number = 0;
+  CHECK_OK(hs_simulation_encoding(simulation, "input", &encoding, &last_error));
   REFUSED(hs_fake_quantize, NULL, &encoding, &number, 1);
   REFUSED(hs_fake_quantize, &view, NULL, &number, 1);
   REFUSED(hs_fake_quantize, &view, &encoding, NULL, 1);
