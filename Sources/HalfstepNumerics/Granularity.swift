@@ -28,8 +28,13 @@ public enum Granularity: Hashable, Sendable {
         throw HalfstepError(
           .invalidArgument, "block of \(size) along axis \(axis), channels on \(channelAxis)")
       }
-      return shape[channelAxis] * ((shape[axis] + size - 1) / size)
+      return shape[channelAxis] * Self.blockCount(extent: shape[axis], size: size)
     }
+  }
+
+  /// Number of blocks along an axis; any positive size will do, however large.
+  package static func blockCount(extent: Int, size: Int) -> Int {
+    extent == 0 ? 0 : (extent - 1) / size + 1
   }
 
   private func check(_ axis: Int, in shape: Shape) throws(HalfstepError) {

@@ -184,7 +184,7 @@ enum EncodingsWriter {
     case .perChannel: return .array(values)
     case .perBlock(let channelAxis, let axis, let size):
       guard let shape else { return .array(values) }
-      let blocks = (shape[axis] + size - 1) / size
+      let blocks = Granularity.blockCount(extent: shape[axis], size: size)
       func level(_ depth: Int, _ channel: Int, _ block: Int) -> JSONText {
         if depth == shape.rank { return values[channel * blocks + block] }
         if depth == channelAxis {

@@ -68,7 +68,7 @@ extension Encoding {
           .shapeMismatch, "\(scales.count) scales do not fit blocks of shape \(shape)")
       }
       var extents = shape.dimensions
-      extents[axis] = (extents[axis] + size - 1) / size
+      extents[axis] = Granularity.blockCount(extent: extents[axis], size: size)
       return extents
     }
   }
