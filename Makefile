@@ -12,7 +12,9 @@ BUILD := .build/release
 # Where `make python` installs, and what the Python tests run in.
 VENV := .build/venv
 PYTHON ?= python3
-TEST_PYTHON ?= $(VENV)/bin/python
+PIP := $(VENV)/bin/pip install -q --disable-pip-version-check
+# AIMET brings a torch of its own.
+AIMET_VENV := .build/venv-aimet
 # What examples and C tests link with: an installation inside .build.
 STAGE := $(CURDIR)/.build/stage
 
@@ -21,7 +23,8 @@ SERIES := $(basename $(VERSION))
 SONAME := libhalfstep.so.0
 DEBIAN_PACKAGES := g++ make pkg-config libdnnl-dev zlib1g-dev
 
-.PHONY: help deps build install stage python python-dev test-python test-cli test-swift test-c test-examples clean
+.PHONY: help deps build install stage python python-dev clean demo bench lint format \
+  test test-swift test-c test-examples test-python test-cli venv-test venv-aimet
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -70,24 +73,66 @@ copy-files:
 	  Sources/HalfstepC/Packaging/halfstepConfigVersion.cmake.in \
 	  > '$(ROOT)/lib/cmake/halfstep/halfstepConfigVersion.cmake'
 
-python: build ## Build the Python package and install it into .build/venv
-	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	HALFSTEP_LIBRARY='$(CURDIR)/$(BUILD)/libHalfstepC.so' \
-	  $(VENV)/bin/pip install -q --disable-pip-version-check './bindings/python[progress]'
+python: build $(VENV)/bin/python ## Build the Python package and install it into .build/venv
+	HALFSTEP_LIBRARY='$(CURDIR)/$(BUILD)/libHalfstepC.so' $(PIP) './bindings/python[progress]'
 
 python-dev: build ## Put the native module into the source tree: PYTHONPATH=bindings/python/src
 	cd bindings/python && HALFSTEP_LIBRARY='$(CURDIR)/$(BUILD)/libHalfstepC.so' \
 	  $(PYTHON) setup.py -q build_ext --inplace
 
-test-python: python ## Run the Python tests (TEST_PYTHON names another interpreter)
-	@test '$(TEST_PYTHON)' != '$(VENV)/bin/python' || $(VENV)/bin/pip install -q \
-	  --disable-pip-version-check -r bindings/python/tests/requirements.txt
-	$(TEST_PYTHON) -m pytest -q bindings/python
+# Files that say when an environment was last filled.
+TEST_FILLED := $(VENV)/.test-requirements
+DATA_FILLED := $(VENV)/.example-requirements
+AIMET_FILLED := $(AIMET_VENV)/.requirements
 
-test-cli: python ## Run the tests of the command-line tool
-	@test '$(TEST_PYTHON)' != '$(VENV)/bin/python' || $(VENV)/bin/pip install -q \
-	  --disable-pip-version-check -r bindings/python/tests/requirements.txt
-	$(TEST_PYTHON) -m pytest -q bindings/python/tests/test_cli.py
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(DATA_FILLED): examples/python/requirements.txt examples/python/requirements-data.txt \
+    | $(VENV)/bin/python
+	$(PIP) -r examples/python/requirements.txt
+	$(PIP) --no-deps -r examples/python/requirements-data.txt
+	@touch $@
+
+$(TEST_FILLED): bindings/python/tests/requirements.txt $(DATA_FILLED) | $(VENV)/bin/python
+	$(PIP) -r bindings/python/tests/requirements.txt
+	@touch $@
+
+$(AIMET_FILLED): bindings/python/tests/requirements-aimet.txt
+	$(PYTHON) -m venv $(AIMET_VENV)
+	$(AIMET_VENV)/bin/pip install -q --disable-pip-version-check \
+	  -r bindings/python/tests/requirements-aimet.txt
+	@touch $@
+
+venv-test: $(TEST_FILLED) ## Fill .build/venv with what the Python tests import
+
+venv-aimet: $(AIMET_FILLED) ## Fill .build/venv-aimet with AIMET, the reference
+
+demo: deps python $(DATA_FILLED) ## Quantize a pretrained EfficientNet-Lite0 and show the table
+	$(VENV)/bin/python examples/python/demo.py --out .build/demo
+
+test: deps test-swift test-c test-examples test-python lint ## Run everything
+
+test-python: python venv-test venv-aimet ## Run the Python tests, the command-line tool's among them
+	HALFSTEP_AIMET_PYTHON='$(CURDIR)/$(AIMET_VENV)/bin/python' \
+	  $(VENV)/bin/python -m pytest -q bindings/python
+
+test-cli: python venv-test ## Run the tests of the command-line tool
+	$(VENV)/bin/python -m pytest -q bindings/python/tests/test_cli.py
+
+bench: python venv-test venv-aimet ## Time the steps beside their peers (quiet machine, an hour)
+	$(VENV)/bin/python bindings/python/benches/bench_peers.py \
+	  --aimet-python $(AIMET_VENV)/bin/python
+
+lint: venv-test ## Check the formatting of Swift, C and Python
+	$(SWIFT) format lint --strict --recursive Package.swift Sources Tests examples
+	$(VENV)/bin/ruff check bindings examples
+	$(VENV)/bin/ruff format --check bindings examples
+
+format: venv-test ## Format Swift and Python
+	$(SWIFT) format --in-place --recursive Package.swift Sources Tests examples
+	$(VENV)/bin/ruff check --fix bindings examples
+	$(VENV)/bin/ruff format bindings examples
 
 test-swift: ## Run the Swift tests
 	$(SWIFT) test $(SWIFT_FLAGS) --disable-testable-imports
