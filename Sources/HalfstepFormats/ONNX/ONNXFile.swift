@@ -44,7 +44,8 @@ package enum ONNXFile {
 
   /// Writes a model; beyond 2 GB of weights, or if asked, they go to `<path>.data`.
   ///
-  /// Each file appears whole or not at all, the weights before the model that refers to them.
+  /// Each file appears whole or not at all, the weights before the model that refers to them. Tensors
+  /// of less than 1 KiB stay in the model; without larger ones there is no second file.
   ///
   /// - Throws: `HalfstepError.fileAccess` naming the path.
   package static func save(
@@ -63,10 +64,12 @@ package enum ONNXFile {
     let layout = ExternalDataLayout(graph, location: fileName(of: dataPath))
     let chunks = try writer.chunks(external: layout)
     var file = try FileWriter(path: path)
-    var data = try FileWriter(path: dataPath)
     for chunk in chunks { try chunk.write(to: &file) }
-    try layout.write(graph, to: &data)
-    try data.commit()
+    if !layout.offsets.isEmpty {
+      var data = try FileWriter(path: dataPath)
+      try layout.write(graph, to: &data)
+      try data.commit()
+    }
     try file.commit()
   }
 
