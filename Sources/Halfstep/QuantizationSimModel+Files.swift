@@ -72,7 +72,8 @@ extension QuantizationSimModel {
   /// - Returns: UTF-8 text.
   /// - Throws: `HalfstepError.invalidState` before there are encodings.
   public func encodings(version: EncodingsVersion = .v1_0_0) throws(HalfstepError) -> [UInt8] {
-    try EncodingsFile.serialize(try simulation.encodings(), version: version.format)
+    try EncodingsFile.serialize(
+      try simulation.encodings(), version: version.format, graph: simulation.graph)
   }
 
   /// Writes `<prefix>.onnx` (the network in float32) and `<prefix>.encodings` to a folder.
