@@ -118,6 +118,7 @@ struct ChainReader {
         .perChannel(dnnl_binary_mul, affine.scale), .perChannel(dnnl_binary_add, affine.shift),
       ]
     case "Add", "Min", "Mul":
+      guard node.inputs.count == 2 else { return nil }
       let other = node.inputs[0] == tensor ? node.inputs[1] : node.inputs[0]
       guard other != tensor, let value = lowering.value(named: other), value.isFloat else {
         return nil
