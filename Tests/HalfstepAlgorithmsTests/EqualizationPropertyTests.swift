@@ -166,21 +166,28 @@ import Testing
     var b = GraphBuilder(shape: [2, 4, 4, 4])
     try Self.networks[0].build(&b, &random)
     var graph = try b.finish("y")
-    try CrossLayerEqualization().apply(to: &graph)
+    var options = CrossLayerEqualization.Options()
+    options.tolerance = 1e-4
+    options.maximumIterations = 200
+    #expect(try CrossLayerEqualization(options: options).apply(to: &graph).isConverged)
     func range(_ name: String, stride: Int, _ channel: Int) throws -> Float {
       let values = try #require(graph.initializers[name]).floats()
       return values.indices.filter { $0 / stride % 6 == channel }
         .map { abs(values[$0]) }.max() ?? 0
     }
+    var (firstRatio, secondRatio): (Float?, Float?)
     for channel in 0..<6 {
       // expand [6, 4], deep [6, 3·3], y [3, 6]: what writes a channel against what reads it.
       let (a, b) = (
         try range("expand.w", stride: 4, channel), try range("deep.w", stride: 9, channel)
       )
       let c = try range("y.w", stride: 1, channel)
-      // Rounds end when no factor moves by more than 10⁻³, so ranges agree within a few times that.
-      expectClose(a, b, relative: 1e-2)
-      expectClose(b, c, relative: 1e-2)
+      // Rounds end when the factors of a tensor move by less than 10⁻⁴ against each other; ranges agree
+      // within some times that, apart from one ratio for each pair of layers.
+      firstRatio = firstRatio ?? a / b
+      secondRatio = secondRatio ?? b / c
+      expectClose(a / b, firstRatio ?? 0, relative: 1e-2)
+      expectClose(b / c, secondRatio ?? 0, relative: 1e-2)
     }
   }
 }

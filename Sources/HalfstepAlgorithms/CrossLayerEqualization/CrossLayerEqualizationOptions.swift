@@ -23,7 +23,7 @@ extension CrossLayerEqualization {
     package var maximumIterations = 50
     /// Rounds end when no two factors of a tensor moved against each other by a ratio of more than
     /// one plus this.
-    package var tolerance = 1e-3
+    package var tolerance = 1e-2
     /// Factors lie between the inverse of this and this; only for `.converged`.
     package var largestFactor = 1e3
 

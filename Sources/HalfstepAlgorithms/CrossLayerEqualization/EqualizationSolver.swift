@@ -34,6 +34,8 @@ struct EqualizationSolver {
   private(set) var iterations = 0
   private(set) var isConverged = false
   private let groups: [Group]
+  /// The group of each variable, and its place there.
+  private let home: [(group: Int, slot: Int)]
   /// Ranges by layer, until a factor on the layer's other side moves.
   private var outputCache: [[Double]?]
   private var inputCache: [[Double]?]
@@ -44,33 +46,31 @@ struct EqualizationSolver {
     factors = [Double](repeating: 1, count: variableCount)
     outputCache = [[Double]?](repeating: nil, count: layers.count)
     inputCache = outputCache
-    var groupOf = [Int](repeating: -1, count: variableCount)
+    var home = [(group: Int, slot: Int)](repeating: (-1, 0), count: variableCount)
     var variables: [[Int]] = []
     for layer in layers {
-      let new = layer.outputs.filter { $0 >= 0 && groupOf[$0] < 0 }
-      guard !new.isEmpty else { continue }
-      // Flattened channels repeat; each variable is listed once.
       var members: [Int] = []
-      for variable in new where groupOf[variable] < 0 {
-        groupOf[variable] = variables.count
+      for variable in layer.outputs where variable >= 0 && home[variable].group < 0 {
+        home[variable] = (variables.count, members.count)
         members.append(variable)
       }
-      variables.append(members)
+      if !members.isEmpty { variables.append(members) }
     }
     var producers = [[Int]](repeating: [], count: variables.count)
     var consumers = [[Int]](repeating: [], count: variables.count)
     for (position, layer) in layers.enumerated() {
       for variable in layer.outputs where variable >= 0 {
-        if producers[groupOf[variable]].last != position {
-          producers[groupOf[variable]].append(position)
+        if producers[home[variable].group].last != position {
+          producers[home[variable].group].append(position)
         }
       }
       for variable in layer.inputs where variable >= 0 {
-        if consumers[groupOf[variable]].last != position {
-          consumers[groupOf[variable]].append(position)
+        if consumers[home[variable].group].last != position {
+          consumers[home[variable].group].append(position)
         }
       }
     }
+    self.home = home
     // A layer that reads a Concat lists a group once for each stretch of its channels.
     groups = variables.indices.map {
       Group(
@@ -93,9 +93,9 @@ struct EqualizationSolver {
     while !isConverged, iterations < maximumIterations {
       iterations += 1
       var movement = 1.0
-      for group in groups {
-        let written = largestWeights(group, group.producers, isOutput: true)
-        let read = largestWeights(group, group.consumers, isOutput: false)
+      for (position, group) in groups.enumerated() {
+        let written = largestWeights(position, group.producers, isOutput: true)
+        let read = largestWeights(position, group.consumers, isOutput: false)
         var (smallest, largest) = (Double.infinity, 0.0)
         for (slot, variable) in group.variables.enumerated() {
           var factor = 1.0
@@ -119,12 +119,11 @@ struct EqualizationSolver {
   ///
   /// With several layers on one side, a weight counts relative to its own layer's largest.
   private mutating func largestWeights(
-    _ group: Group, _ members: [Int], isOutput: Bool
+    _ group: Int, _ members: [Int], isOutput: Bool
   ) -> (values: [Double], isLive: [Bool]) {
-    var slots: [Int: Int] = [:]
-    for (slot, variable) in group.variables.enumerated() { slots[variable] = slot }
-    var values = [Double](repeating: 0, count: group.variables.count)
-    var isLive = [Bool](repeating: false, count: group.variables.count)
+    let count = groups[group].variables.count
+    var values = [Double](repeating: 0, count: count)
+    var isLive = [Bool](repeating: false, count: count)
     var meanLogarithm = 0.0
     for member in members {
       let layer = layers[member]
@@ -138,7 +137,9 @@ struct EqualizationSolver {
       let scale = members.count == 1 ? 1 : largest
       if members.count > 1 { meanLogarithm += log(largest) / Double(members.count) }
       for (channel, range) in ranges.enumerated() {
-        guard let slot = slots[ids[channel]] else { continue }
+        let variable = ids[channel]
+        guard variable >= 0, home[variable].group == group else { continue }
+        let slot = home[variable].slot
         values[slot] = max(values[slot], range / scale)
         if range * ownFactor(ids[channel], isOutput) > Self.deadRatio * largest {
           isLive[slot] = true
@@ -188,24 +189,15 @@ struct EqualizationSolver {
     return layer.magnitudes.withUnsafeBufferPointer { magnitudes in
       inner.withUnsafeBufferPointer { inner in
         (0..<layer.layout.groups * outerCount).map { row in
-          let start = row * innerCount
-          let factors = row / outerCount * innerCount
-          var lanes = SIMD8<Float>(repeating: 0)
-          var column = 0
-          while column + 8 <= innerCount {
-            let a = UnsafeRawPointer(magnitudes.baseAddress! + start + column)
-              .loadUnaligned(as: SIMD8<Float>.self)
-            let b = UnsafeRawPointer(inner.baseAddress! + factors + column)
-              .loadUnaligned(as: SIMD8<Float>.self)
-            lanes = pointwiseMax(lanes, a * b)
-            column += 8
+          let source = magnitudes.baseAddress! + row * innerCount
+          let factors = inner.baseAddress! + row / outerCount * innerCount
+          // Bit patterns of numbers that are not negative are ordered like the numbers, and their
+          // maximum vectorizes.
+          var bits: UInt32 = 0
+          for column in 0..<innerCount {
+            bits = max(bits, (source[column] * factors[column]).bitPattern)
           }
-          var largest = lanes.max()
-          while column < innerCount {
-            largest = max(largest, magnitudes[start + column] * inner[factors + column])
-            column += 1
-          }
-          return Double(largest)
+          return Double(Float(bitPattern: bits))
         }
       }
     }
@@ -221,17 +213,9 @@ struct EqualizationSolver {
           let source = magnitudes.baseAddress! + row * innerCount
           let target = result.baseAddress! + row / outerCount * innerCount
           let factor = outer[row]
-          var column = 0
-          while column + 8 <= innerCount {
-            let a = UnsafeRawPointer(source + column).loadUnaligned(as: SIMD8<Float>.self) * factor
-            let b = UnsafeRawPointer(target + column).loadUnaligned(as: SIMD8<Float>.self)
-            UnsafeMutableRawPointer(target + column).storeBytes(
-              of: pointwiseMax(a, b), as: SIMD8<Float>.self)
-            column += 8
-          }
-          while column < innerCount {
-            target[column] = max(target[column], source[column] * factor)
-            column += 1
+          for column in 0..<innerCount {
+            let value = source[column] * factor
+            target[column] = value > target[column] ? value : target[column]
           }
         }
       }
