@@ -111,6 +111,20 @@ def test_torch_tensor_is_accepted(model):
     np.testing.assert_array_equal(model.run(torch.from_numpy(x))["y"], model.run(x)["y"])
 
 
+def test_what_is_no_array_is_refused(model):
+    torch = pytest.importorskip("torch")
+    x = small_models.data(2)
+    for value in (
+        torch.from_numpy(x.copy()).requires_grad_(),
+        torch.from_numpy(x).bfloat16(),
+        [[1.0, 2.0], [3.0]],
+        "text",
+        None,
+    ):
+        with pytest.raises(halfstep.TypeMismatchError, match="'x'"):
+            model.run({"x": value})
+
+
 def test_two_inputs_need_names():
     model = halfstep.Model.load(small_models.adder().SerializeToString())
     a, b = np.float32([[1, -2, 3, 4]]), np.float32([[1, 1, -4, 0.5]])

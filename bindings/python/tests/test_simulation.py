@@ -453,7 +453,9 @@ def test_range_of_one_tensor(calibrated):
     x = calibrated.encoding("x")
     low, high = x.zero_points[0] * -x.scales[0], (255 - x.zero_points[0]) * x.scales[0]
     # The zero point is whole: the range may be shifted by half a step.
-    assert low == pytest.approx(-1, abs=float(x.scales[0])) and high == pytest.approx(1, abs=float(x.scales[0]))
+    assert low == pytest.approx(-1, abs=float(x.scales[0])) and high == pytest.approx(
+        1, abs=float(x.scales[0])
+    )
     with pytest.raises(halfstep.InvalidArgumentError):
         calibrated.set_range("x", 2.0, 1.0)
     with pytest.raises(halfstep.InvalidArgumentError, match="NaN"):

@@ -62,14 +62,17 @@ def as_array(value: Any, name: str) -> np.ndarray:
     Raises
     ------
     TypeMismatchError
-        For elements that are no numbers.
+        For what is no array of numbers in main memory.
     """
     if isinstance(value, np.ndarray):
         array = value
-    elif hasattr(value, "__dlpack__"):
-        array = np.from_dlpack(value)
     else:
-        array = np.asarray(value)
+        convert = np.from_dlpack if hasattr(value, "__dlpack__") else np.asarray
+        try:
+            array = convert(value)
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            kind = type(value).__name__
+            raise TypeMismatchError(f"'{name}': {kind} is no array: {error}") from error
     if array.dtype.kind not in "biufc" or not array.dtype.isnative:
         raise TypeMismatchError(f"'{name}': elements of type {array.dtype} are not supported")
     if not array.flags.aligned:
