@@ -35,7 +35,8 @@ struct EncodingsReader {
   /// Files from before versions, and files that hold nothing but constants by name.
   private mutating func readUnversioned(_ root: JSONCursor) throws(HalfstepError) {
     let members = try root.members()
-    if members.contains(where: { $0.key == "activation_encodings" || $0.key == "param_encodings" }) {
+    if members.contains(where: { $0.key == "activation_encodings" || $0.key == "param_encodings" })
+    {
       return try readSections(root)
     }
     for (name, entry) in members {
@@ -180,11 +181,10 @@ struct EncodingsReader {
       granularity = .perTensor
     case "PER_CHANNEL":
       granularity = .perChannel(axis: 0)
-    case "PER_BLOCK":
-      granularity = .perBlock(channelAxis: 0, axis: 1, size: try blockSize(keys["block_size"], cursor))
-    case "LPBQ":
-      granularity = .perBlock(channelAxis: 0, axis: 1, size: try blockSize(keys["block_size"], cursor))
-      try expandBlocks(keys, cursor, &numbers)
+    case "PER_BLOCK", "LPBQ":
+      let size = try blockSize(keys["block_size"], cursor)
+      granularity = .perBlock(channelAxis: 0, axis: 1, size: size)
+      if kind == "LPBQ" { try expandBlocks(keys, cursor, &numbers) }
     default:
       throw keys["enc_type"]!.failure("type \"\(kind)\" is not supported")
     }
@@ -244,7 +244,8 @@ struct EncodingsReader {
       return try add(name, floatBits: bits, cursor)
     }
     let isSigned = type.hasPrefix("int")
-    guard isSigned || type.hasPrefix("uint"), let bits = Int(type.dropFirst(isSigned ? 3 : 4)) else {
+    guard isSigned || type.hasPrefix("uint"), let bits = Int(type.dropFirst(isSigned ? 3 : 4))
+    else {
       throw keys["output_dtype"]!.failure("type \"\(type)\" is not supported")
     }
     let scales = try NestedNumbers.scales(of: cursor, keys)

@@ -131,7 +131,9 @@ enum EncodingsWriter {
   /// One list, with the names of QuantizeLinear's operands.
   ///
   /// - Throws: `HalfstepError.invalidArgument` for a per-block entry whose constant is not in the graph.
-  static func operatorStyle(_ table: EncodingTable, _ graph: Graph?) throws(HalfstepError) -> JSONText {
+  static func operatorStyle(
+    _ table: EncodingTable, _ graph: Graph?
+  ) throws(HalfstepError) -> JSONText {
     var entries: [JSONText] = []
     for (name, encoding) in table.activations {
       entries.append(try operatorEntry(name, encoding, nil))

@@ -67,7 +67,9 @@ final class FileBuffer: @unchecked Sendable {
     bytes = UnsafeRawBufferPointer(start: start, count: count)
   }
 
-  private static func map(_ count: Int, _ path: String) throws(HalfstepError) -> UnsafeMutableRawPointer {
+  private static func map(
+    _ count: Int, _ path: String
+  ) throws(HalfstepError) -> UnsafeMutableRawPointer {
     let start = mmap(nil, count, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
     guard let start, start != MAP_FAILED else {
       throw HalfstepError(.outOfMemory, "cannot read '\(path)': no memory for \(count) bytes")

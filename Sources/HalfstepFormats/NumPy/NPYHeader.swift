@@ -77,7 +77,9 @@ struct NPYHeader {
     }
     let order = tensor.dataType.bitWidth == 8 ? "|" : "<"
     let extents = tensor.shape.dimensions
-    let shape = extents.count == 1 ? "(\(extents[0]),)"
+    let shape =
+      extents.count == 1
+      ? "(\(extents[0]),)"
       : "(" + extents.map(String.init).joined(separator: ", ") + ")"
     var text = "{'descr': '\(order)\(code)', 'fortran_order': False, 'shape': \(shape), }"
     // Elements start at a multiple of 64; the header ends with a newline.

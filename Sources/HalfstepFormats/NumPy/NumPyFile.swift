@@ -53,7 +53,8 @@ package enum NumPyFile {
           throw HalfstepError(.malformedFile, "the archive holds it twice")
         }
         if let stored = try archive.stored(member) {
-          result[name] = try tensor(UnsafeRawBufferPointer(rebasing: file.bytes[stored]), owner: file)
+          let bytes = UnsafeRawBufferPointer(rebasing: file.bytes[stored])
+          result[name] = try tensor(bytes, owner: file)
         } else {
           let storage = try archive.inflated(member)
           let bytes = UnsafeRawBufferPointer(start: storage.baseAddress, count: storage.byteCount)

@@ -47,14 +47,15 @@ package enum ONNXFile {
   /// Each file appears whole or not at all, the weights before the model that refers to them. Tensors
   /// of less than 1 KiB stay in the model; without larger ones there is no second file.
   ///
+  /// - Parameter limit: Bytes beyond which the weights go outside unasked; smaller ones serve tests.
   /// - Throws: `HalfstepError.fileAccess` naming the path.
   package static func save(
-    _ graph: Graph, path: String, externalData: Bool = false
+    _ graph: Graph, path: String, externalData: Bool = false, limit: Int = messageLimit
   ) throws(HalfstepError) {
     let writer = ONNXWriter(graph)
     if !externalData {
       let chunks = try writer.chunks(external: nil)
-      if chunks.reduce(0, { $0 + $1.count }) <= messageLimit {
+      if chunks.reduce(0, { $0 + $1.count }) <= limit {
         var file = try FileWriter(path: path)
         for chunk in chunks { try chunk.write(to: &file) }
         return try file.commit()

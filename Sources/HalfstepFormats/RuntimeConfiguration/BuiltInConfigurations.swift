@@ -31,7 +31,8 @@ enum BuiltInConfigurations {
         "strict_symmetric": "False",
             "per_channel_quantization": "False"
         """#,
-      operators: (isPerChannel ? perChannel(["Conv", "ConvTranspose", "Gemm", "MatMul", "PRelu"]) : [])
+      operators: perChannel(
+        isPerChannel ? ["Conv", "ConvTranspose", "Gemm", "MatMul", "PRelu"] : [])
         + [
           #""BatchNormalization": { "params": { "running_mean": { "is_quantized": "False" }, "#
             + #""running_var": { "is_quantized": "False" } } }"#,

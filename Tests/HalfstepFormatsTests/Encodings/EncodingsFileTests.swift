@@ -118,9 +118,10 @@ import Testing
         """.utf8))
     #expect(listed.parameters["w"]?.scales == [6, 8, 14, 32])
     #expect(listed.parameters["w"]?.bits == 4)
+    let integers = "[[[[12]],[[16]]],[[[7]],[[16]]]]"
     for scales in [
-      #""per_block_int_scale": [[[[12]],[[16]]],[[[7]],[[16]]]], "per_channel_float_scale": [[[[0.5]]],[[[2]]]]"#,
-      #""y_scale": {"x": [[[[12]],[[16]]],[[[7]],[[16]]]], "x_scale": [0.5, 2], "axis": -4}"#,
+      #""per_block_int_scale": \#(integers), "per_channel_float_scale": [[[[0.5]]],[[[2]]]]"#,
+      #""y_scale": {"x": \#(integers), "x_scale": [0.5, 2], "axis": -4}"#,
     ] {
       let table = try read(
         Array(
@@ -150,7 +151,9 @@ import Testing
   }
 
   @Test func olderFilesAreRead() throws {
-    let entry = #"[{"bitwidth": 8, "is_symmetric": "False", "max": 1, "min": 0, "offset": -0.0, "scale": 0.5}]"#
+    let entry =
+      #"[{"bitwidth": 8, "is_symmetric": "False", "max": 1, "min": 0, "offset": -0.0, "#
+      + #""scale": 0.5}]"#
     for text in [
       #"{"version": "0.4.0", "activation_encodings": {"x": \#(entry)}, "param_encodings": {}}"#,
       #"{"activation_encodings": {"x": \#(entry)}}"#, #"{"x": \#(entry)}"#,
@@ -162,46 +165,71 @@ import Testing
 
   // MARK: Errors
 
+  @Test func unknownVersionIsRefused() {
+    expectFailure(.unsupportedVersion, "3.0.0") {
+      _ = try read(Array(#"{"version": "3.0.0", "encodings": []}"#.utf8))
+    }
+  }
+
   @Test(arguments: [
-    (#"{"version": "3.0.0", "encodings": []}"#, "3.0.0"),
+    (#""output_dtype": "uint8", "y_scale": 0"#, "encodings[0]: "),
+    (#""output_dtype": "uint8", "y_scale": "a""#, "[0].y_scale: expected a number, got a string"),
+    (#""output_dtype": "uint8", "y_scale": [1, 2]"#, "'axis' is missing"),
+    (#""output_dtype": "uint8", "y_scale": [1, 2], "axis": -1"#, "encodings[0].axis"),
+    (#""output_dtype": "uint8", "axis": 0, "y_scale": [[1], [2, 3]]"#, "y_scale[1]: expected 1"),
+    (#""output_dtype": "uint8", "axis": 0, "y_scale": []"#, "encodings[0].y_scale"),
+    (#""output_dtype": "int4", "axis": 1, "block_size": 0, "y_scale": [[1]]"#, "block_size"),
+    (#""output_dtype": "int4", "axis": 1, "block_size": 1, "y_scale": 1"#, "axis 1 does not fit"),
+    (#""output_dtype": "int99", "y_scale": 1"#, "bits"),
+    (#""output_dtype": "uint8", "y_scale": 1, "y_zero_point": 256"#, "zero point"),
+    (#""output_dtype": "uint8", "y_scale": 1, "y_zero_point": 1e10"#, "y_zero_point"),
+    (#""output_dtype": "uint8", "y_scale": 1, "y_zero_point": [1]"#, "y_zero_point: its shape"),
+    (#""output_dtype": "uint8", "y_scale": 1e999"#, "too large"),
+    (#""output_dtype": "text""#, "encodings[0].output_dtype"),
+    (#""output_dtype": "uint8", "y_scale": 1, "z": 1"#, "encodings[0].z: this key is not known"),
   ])
-  func unknownVersionIsRefused(text: String, message: String) {
-    expectFailure(.unsupportedVersion, message) { _ = try read(Array(text.utf8)) }
+  func wrongEntriesAreNamed(text: String, message: String) {
+    let document = #"{"version": "2.0.0", "encodings": [{"name": "x", \#(text)}]}"#
+    expectFailure(.malformedFile, message) { _ = try read(Array(document.utf8)) }
+  }
+
+  @Test(arguments: [
+    (#""enc_type": "VECTOR", "scale": [1], "offset": [0]"#, "activation_encodings[0].enc_type"),
+    (#""enc_type": "PER_TENSOR", "scale": [1], "offset": [0.5]"#, "expected an integer offset"),
+    (#""enc_type": "PER_TENSOR", "scale": [1], "offset": [7]"#, "activation_encodings[0]"),
+    (#""enc_type": "PER_TENSOR", "scale": [1], "offset": [0, 0]"#, "1 scales and 2 offsets"),
+    (#""enc_type": "PER_TENSOR", "scale": [1, 2], "offset": [0, 0]"#, "[0].scale"),
+    (#""enc_type": "PER_BLOCK", "scale": [1], "offset": [0]"#, "'block_size' is missing"),
+    (#""enc_type": "LPBQ", "block_size": 2, "scale": [1]"#, "'compressed_bw'"),
+  ])
+  func wrongListedEntriesAreNamed(text: String, message: String) {
+    let document =
+      #"{"version": "1.0.0", "activation_encodings": [{"name": "x", "dtype": "INT", "bw": 8, "#
+      + text + "}]}"
+    expectFailure(.malformedFile, message) { _ = try read(Array(document.utf8)) }
   }
 
   @Test(arguments: [
     (#"{"version": "2.0.0"}"#, "'encodings' is missing"),
     (#"{"version": "2.0.0", "encodings": [], "more": 1}"#, "more: this key is not known"),
-    (#"{"version": "2.0.0", "encodings": [{"name": "x", "output_dtype": "uint8", "y_scale": 0}]}"#,
-      "encodings[0]: "),
-    (#"{"version": "2.0.0", "encodings": [{"name": "x", "output_dtype": "uint8", "y_scale": "a"}]}"#,
-      "encodings[0].y_scale: expected a number, got a string"),
-    (#"{"version": "2.0.0", "encodings": [{"name": "x", "output_dtype": "uint8", "y_scale": [1, 2]}]}"#,
-      "'axis' is missing"),
-    (#"{"version": "2.0.0", "encodings": [{"name": "x", "output_dtype": "int99", "y_scale": 1}]}"#,
-      "bits"),
-    (#"{"version": "2.0.0", "encodings": [{"name": "x", "output_dtype": "uint8", "y_scale": 1, "y_zero_point": 256}]}"#,
-      "zero point"),
-    (#"{"version": "2.0.0", "encodings": [{"name": "x", "output_dtype": "uint8", "axis": 0, "y_scale": [[1], [2, 3]]}]}"#,
-      "encodings[0].y_scale[1]: expected 1 elements"),
-    (#"{"version": "2.0.0", "encodings": [{"name": "x", "output_dtype": "uint8", "y_scale": 1}, {"name": "x", "output_dtype": "uint8", "y_scale": 1}]}"#,
-      "encodings[1]: tensor 'x' has two entries"),
-    (#"{"version": "1.0.0", "activation_encodings": [{"name": "x", "enc_type": "VECTOR", "dtype": "INT", "bw": 8, "scale": [1], "offset": [0]}]}"#,
-      "activation_encodings[0].enc_type"),
-    (#"{"version": "1.0.0", "activation_encodings": [{"name": "x", "enc_type": "PER_TENSOR", "dtype": "INT", "bw": 8, "scale": [1], "offset": [0.5]}]}"#,
-      "activation_encodings[0]: expected an integer offset"),
-    (#"{"version": "1.0.0", "activation_encodings": [{"name": "x", "enc_type": "PER_TENSOR", "dtype": "INT", "bw": 8, "scale": [1], "offset": [7]}]}"#,
-      "activation_encodings[0]"),
-    (#"{"version": "0.6.1", "activation_encodings": {"x": [{"bitwidth": 8, "dtype": "int", "scale": -1, "offset": 0}]}}"#,
-      "activation_encodings.x[0].scale"),
+    (
+      #"{"version": "0.6.1", "activation_encodings": {"x": [{"bitwidth": 8, "scale": -1}]}}"#,
+      "activation_encodings.x[0]"
+    ),
     (#"{"version": "0.6.1", "param_encodings": {"x": []}}"#, "param_encodings.x"),
     (#"{"version": "0.6.1", "quantizer_args": {"bits": 8}}"#, "quantizer_args.bits"),
     (#"{"version": 1}"#, "version"), ("[]", "expected an object"), ("", "ends early"),
-    (#"{"version": "2.0.0", "encodings": [{"name": "x", "output_dtype": "uint8", "y_scale": 1e999}]}"#,
-      "too large"),
   ])
   func wrongFilesAreNamed(text: String, message: String) {
     expectFailure(.malformedFile, message) { _ = try read(Array(text.utf8)) }
+  }
+
+  @Test func repeatedNamesAreRefused() {
+    let entry = #"{"name": "x", "output_dtype": "uint8", "y_scale": 1}"#
+    expectFailure(.malformedFile, "encodings[1]: tensor 'x' has two entries") {
+      _ = try read(
+        Array(#"{"version": "2.0.0", "encodings": [\#(entry), \#(entry)]}"#.utf8))
+    }
   }
 
   // MARK: Helpers

@@ -25,8 +25,9 @@ import Testing
       let bytes = try AtomicFile.read("\(folder)/a.npy")
       let text = "{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }"
       #expect(Array(bytes[0..<10]) == [0x93] + Array("NUMPY".utf8) + [1, 0, 118, 0])
-      #expect(String(decoding: bytes[10..<128], as: UTF8.self)
-        == text.padding(toLength: 117, withPad: " ", startingAt: 0) + "\n")
+      #expect(
+        String(decoding: bytes[10..<128], as: UTF8.self)
+          == text.padding(toLength: 117, withPad: " ", startingAt: 0) + "\n")
       #expect(bytes.count == 128 + 12)
     }
   }
@@ -44,7 +45,8 @@ import Testing
   @Test(arguments: [1, 2, 3])
   func bigEndianIsSwapped(version: UInt8) throws {
     let bytes = npy(
-      "{'descr': '>i4', 'fortran_order': False, 'shape': (2,), }", [0, 0, 1, 2, 255, 255, 255, 254],
+      "{'descr': '>i4', 'fortran_order': False, 'shape': (2,), }",
+      [0, 0, 1, 2, 255, 255, 255, 254],
       version: version)
     #expect(try load(bytes)[""]?.integers() == [258, -2])
   }
@@ -86,7 +88,8 @@ import Testing
 
   @Test(arguments: [0, 8])
   func archiveMembersLoadInOrder(method: Int) throws {
-    let first = npy("{'descr': '<i4', 'fortran_order': False, 'shape': (2,), }", [1, 0, 0, 0, 2, 0, 0, 0])
+    let first = npy(
+      "{'descr': '<i4', 'fortran_order': False, 'shape': (2,), }", [1, 0, 0, 0, 2, 0, 0, 0])
     let second = npy("{'descr': '|b1', 'fortran_order': False, 'shape': (), }", [1])
     let archive = zip([("b", first), ("a", second)], isDeflated: method == 8)
     let arrays = try load(archive)
@@ -96,7 +99,8 @@ import Testing
   }
 
   @Test func everyMutationOfAnArchiveIsRefusedOrRead() throws {
-    let array = npy("{'descr': '<i4', 'fortran_order': False, 'shape': (2,), }", [1, 0, 0, 0, 2, 0, 0, 0])
+    let array = npy(
+      "{'descr': '<i4', 'fortran_order': False, 'shape': (2,), }", [1, 0, 0, 0, 2, 0, 0, 0])
     for isDeflated in [false, true] {
       let archive = zip([("a", array)], isDeflated: isDeflated)
       for position in archive.indices {

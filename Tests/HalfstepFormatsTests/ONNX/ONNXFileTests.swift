@@ -83,9 +83,46 @@ import Testing
         #expect(FileManager.default.fileExists(atPath: path + ".data") == external)
       }
       // 10·100 and 301 floats lie outside, the second at a multiple of 64; w and b stay inside.
-      let size = try FileManager.default.attributesOfItem(atPath: "\(folder)/mtrue.onnx.data")[.size]
+      let size = try FileManager.default.attributesOfItem(atPath: "\(folder)/mtrue.onnx.data")[
+        .size]
       #expect(size as? Int == 4032 + 1204)
       #expect(try FileManager.default.contentsOfDirectory(atPath: folder).count == 3)
+    }
+  }
+
+  @Test func largeModelsGoOutsideUnasked() throws {
+    try withTemporaryFolder { folder in
+      var graph = try load(sampleModel())
+      graph.initializers["big"] = try Tensor([Float](repeating: 1, count: 1000), shape: [1000])
+      try ONNXFile.save(graph, path: "\(folder)/a.onnx", limit: 5000)
+      try ONNXFile.save(graph, path: "\(folder)/b.onnx", limit: 4000)
+      let files = try FileManager.default.contentsOfDirectory(atPath: folder).sorted()
+      #expect(files == ["a.onnx", "b.onnx", "b.onnx.data"])
+      try expectSame(graph, ONNXFile.load(path: "\(folder)/b.onnx"))
+      // Without anything large there is no second file.
+      try ONNXFile.save(load(sampleModel()), path: "\(folder)/c.onnx", externalData: true)
+      #expect(!FileManager.default.fileExists(atPath: "\(folder)/c.onnx.data"))
+    }
+  }
+
+  @Test func subgraphsTakeTheirExternalDataAlong() throws {
+    try withTemporaryFolder { folder in
+      var model = everythingModel()
+      var entry = ONNXStringStringEntryProto()
+      entry.key = "location"
+      entry.value = "d"
+      var tensor = tensorProto("inner", [2], [])
+      tensor.dataLocation = .external
+      tensor.externalData = [entry]
+      let position = try #require(model.graph.node.firstIndex { $0.opType == "If" })
+      model.graph.node[position].attribute[0].g.initializer = [tensor]
+      try AtomicFile.write([0, 0, 0x80, 0x3F, 0, 0, 0, 0x40], to: "\(folder)/d")
+      let saved = try ONNXModelProto(
+        serializedBytes: ONNXFile.serialize(load(model, folder: folder)))
+      let inner = saved.graph.node[position].attribute[0].g.initializer[0]
+      #expect(inner.rawData == Data([0, 0, 0x80, 0x3F, 0, 0, 0, 0x40]))
+      #expect(inner.externalData.isEmpty && !inner.hasDataLocation)
+      expectFailure(.unsafePath, "then_branch") { _ = try load(model) }
     }
   }
 

@@ -76,7 +76,10 @@ import Testing
 
   // MARK: Tensors
 
-  @Test(arguments: [[-1], [2, -2], [3], [1 << 62, 4], [1 << 47, 2], [1 << 40, 0, 1 << 40]] as [[Int64]])
+  @Test(
+    arguments: [
+      [-1], [2, -2], [3], [1 << 62, 4], [1 << 47, 2], [1 << 40, 0, 1 << 40],
+    ] as [[Int64]])
   func wrongExtentsAreNamed(dims: [Int64]) {
     var model = sampleModel()
     model.graph.initializer[1].dims = dims
@@ -108,13 +111,16 @@ import Testing
 
   // MARK: Element types
 
-  @Test(arguments: [
-    (DataType.int8, [-128, 127], [0x80, 0x7F]), (.uint8, [0, 255], [0, 0xFF]),
-    (.int16, [-2, 3], [0xFE, 0xFF, 3, 0]), (.uint16, [65535, 1], [0xFF, 0xFF, 1, 0]),
-    (.float16, [0x3C00, 0xC000], [0, 0x3C, 0, 0xC0]), (.bfloat16, [0x3F80, 0], [0x80, 0x3F, 0, 0]),
-    (.bool, [1, 0], [1, 0]), (.int4, [0x21, 0x03], [0x21, 0x03]),
-    (.int32, [-1, 1], [0xFF, 0xFF, 0xFF, 0xFF, 1, 0, 0, 0]), (.float8E5M2, [0x3C, 0x80], [0x3C, 0x80]),
-  ] as [(DataType, [Int32], [UInt8])])
+  @Test(
+    arguments: [
+      (DataType.int8, [-128, 127], [0x80, 0x7F]), (.uint8, [0, 255], [0, 0xFF]),
+      (.int16, [-2, 3], [0xFE, 0xFF, 3, 0]), (.uint16, [65535, 1], [0xFF, 0xFF, 1, 0]),
+      (.float16, [0x3C00, 0xC000], [0, 0x3C, 0, 0xC0]),
+      (.bfloat16, [0x3F80, 0], [0x80, 0x3F, 0, 0]),
+      (.bool, [1, 0], [1, 0]), (.int4, [0x21, 0x03], [0x21, 0x03]),
+      (.int32, [-1, 1], [0xFF, 0xFF, 0xFF, 0xFF, 1, 0, 0, 0]),
+      (.float8E5M2, [0x3C, 0x80], [0x3C, 0x80]),
+    ] as [(DataType, [Int32], [UInt8])])
   func typedFieldsAreUnpacked(type: DataType, values: [Int32], bytes: [UInt8]) throws {
     var model = sampleModel()
     var proto = ONNXTensorProto()

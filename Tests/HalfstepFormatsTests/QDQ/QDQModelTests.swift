@@ -141,7 +141,8 @@ import Testing
     #expect(
       try graph.initializers[clip.inputs[2]]?.floats() == [0.25 * Float((1 << bits) - 2)])
     let largest = Float((1 << (bits - 1)) - 1) * 0.25
-    #expect(try graph.initializers["w"]?.floats() == [min(1, largest), -0.5, 0.25, min(2, largest)])
+    #expect(
+      try graph.initializers["w"]?.floats() == [min(1, largest), -0.5, 0.25, min(2, largest)])
   }
 
   @Test func blocksAreLaidOutOverTheTensor() throws {

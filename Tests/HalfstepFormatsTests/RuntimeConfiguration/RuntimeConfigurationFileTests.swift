@@ -63,7 +63,8 @@ import Testing
     #expect(configuration.hardwareVersion == "V99")
     #expect(
       configuration.supportedKernels == [
-        .init(activation: .init(bits: 16, isFloat: false), parameter: .init(bits: 32, isFloat: true))
+        .init(
+          activation: .init(bits: 16, isFloat: false), parameter: .init(bits: 32, isFloat: true))
       ])
     let conv = try #require(configuration.operators["Conv"])
     #expect(conv.isInputQuantized == true && conv.isOutputQuantized == false)
@@ -82,7 +83,10 @@ import Testing
     (#""ops": {"is_input_quantized": "True"}"#, "defaults.ops.is_input_quantized"),
     (#""params": {"bitwidth": 8}"#, "defaults.params.bitwidth"),
     (#""hw_version": 81"#, "defaults.hw_version"),
-    (#""supported_kernels": [{"activation": {"bitwidth": 8, "dtype": "int"}}]"#, "'param' is missing"),
+    (
+      #""supported_kernels": [{"activation": {"bitwidth": 8, "dtype": "int"}}]"#,
+      "'param' is missing"
+    ),
     (
       #""supported_kernels": [{"activation": {"bitwidth": 5, "dtype": "int"}, "param": {}}]"#,
       "defaults.supported_kernels[0].activation.bitwidth"
@@ -95,8 +99,8 @@ import Testing
   @Test(arguments: [
     (#""Conv": {"is_input_quantized": "False"}"#, "op_type.Conv.is_input_quantized"),
     (#""Conv": {"encoding_constraints": {"max": 1}}"#, "'min' is missing"),
-    (#""Conv": {"encoding_constraints": {"min": 2, "max": 1}}"#, "op_type.Conv.encoding_constraints"),
-    (#""Conv": {"params": {"weight": {"is_quantized": 1}}}"#, "op_type.Conv.params.weight.is_quantized"),
+    (#""Conv": {"encoding_constraints": {"min": 2, "max": 1}}"#, "Conv.encoding_constraints"),
+    (#""Conv": {"params": {"weight": {"is_quantized": 1}}}"#, "Conv.params.weight.is_quantized"),
     (#""Conv": []"#, "op_type.Conv"),
     (#""Conv": {}, "Conv": {}"#, "'Conv' is repeated"),
   ])
@@ -105,14 +109,22 @@ import Testing
   }
 
   @Test(arguments: [
-    (#"{"defaults": {}, "params": {}, "op_type": {}, "supergroups": [], "model_input": {}}"#,
-      "'model_output' is missing"),
-    (#"{"defaults": {}, "params": {}, "op_type": {}, "supergroups": [{"op_list": ["Conv"]}], "model_input": {}, "model_output": {}}"#,
-      "supergroups[0].op_list"),
-    (#"{"defaults": {}, "params": {}, "op_type": {}, "supergroups": [], "model_input": {"is_input_quantized": "False"}, "model_output": {}}"#,
-      "model_input.is_input_quantized"),
-    (#"{"defaults": {}, "params": {}, "op_type": {}, "supergroups": [], "model_input": {}, "model_output": {}, "supergroup_pass_list": ["X"]}"#,
-      "supergroup_pass_list[0]"),
+    (#""supergroups": [{"op_list": ["Conv"]}], "model_output": {}"#, "supergroups[0].op_list"),
+    (#""supergroups": [], "model_output": {"is_output_quantized": "False"}"#, "model_output.is"),
+    (
+      #""supergroups": [], "model_output": {}, "supergroup_pass_list": ["X"]"#,
+      "supergroup_pass_list[0]"
+    ),
+    (#""supergroups": []"#, "'model_output' is missing"),
+  ])
+  func wrongSectionsAreNamed(text: String, message: String) {
+    let document = #"{"defaults": {}, "params": {}, "op_type": {}, "model_input": {}, \#(text)}"#
+    expectFailure(.invalidConfiguration, message) {
+      _ = try RuntimeConfigurationFile.parse(Array(document.utf8))
+    }
+  }
+
+  @Test(arguments: [
     ("[]", "expected an object"), ("{", "line 1"), ("{}\n x", "line 2"), ("", "ends early"),
     (String(repeating: "[", count: 100_000), "nested too deeply"),
   ])
