@@ -10,8 +10,8 @@ struct InspectCommand: ParsableCommand {
     abstract: "Shows layers, weight ranges, and what folds and equalizes with what.",
     discussion: """
       The spread is the widest channel's largest magnitude over the narrowest's: what per-tensor \
-      scales would have to bridge. Channels of zeros do not count. "set" numbers the layers that \
-      equalization would balance together after folding.
+      scales would have to bridge. Channels of zeros do not count. Layers of the same set \
+      would be balanced together by equalization after folding.
 
       Examples:
         halfstep inspect net.onnx
@@ -42,9 +42,9 @@ struct InspectCommand: ParsableCommand {
         Terminal.result("\(padded(what, 8))\(info.name)  \(info.typeText) \(info.shapeText)")
       }
     }
-    var sets: [String: Int] = [:]
+    var sets: [String: [String]] = [:]
     for (index, set) in inspection.equalizedSets.enumerated() {
-      for layer in set.layers where sets[layer] == nil { sets[layer] = index + 1 }
+      for layer in set.layers { sets[layer, default: []].append(String(index + 1)) }
     }
     let folds = Dictionary(grouping: inspection.folds, by: \.layer)
     let rows = inspection.layers.map { layer in
@@ -52,11 +52,11 @@ struct InspectCommand: ParsableCommand {
         layer.name, layer.operatorType,
         layer.weightShape.dimensions.map(String.init).joined(separator: "x"),
         brief(layer.minimum), brief(layer.maximum), layer.spread.map(brief) ?? "-",
-        sets[layer.name].map(String.init) ?? "-",
+        sets[layer.name]?.joined(separator: ", ") ?? "-",
         folds[layer.name]?.map(\.batchNorm).joined(separator: ", ") ?? "-",
       ]
     }
-    let header = ["layer", "operator", "weight", "least", "largest", "spread", "set", "folds in"]
+    let header = ["layer", "operator", "weight", "least", "largest", "spread", "sets", "folds in"]
     var widths = header.map(\.count)
     for row in rows {
       for (column, cell) in row.enumerated() { widths[column] = max(widths[column], cell.count) }
