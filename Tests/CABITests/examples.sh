@@ -40,7 +40,7 @@ else
   run cpp "$out/quantize-cpp"
 fi
 
-swift build -c release --package-path examples/swift --scratch-path .build/examples-swift > "$out/swift.log" 2>&1 \
+swift build -c release -j 2 --package-path examples/swift --scratch-path .build/examples-swift > "$out/swift.log" 2>&1 \
   || { echo "examples: swift build failed:" >&2; tail -n 40 "$out/swift.log" >&2; exit 1; }
 run swift .build/examples-swift/release/quantize
 

@@ -17,8 +17,11 @@ package struct WindowGeometry: Hashable, Sendable {
   /// Spatial extents of the output.
   package let output: [Int]
 
-  /// Largest stride, dilation, kernel extent or padding that is accepted.
+  /// Largest stride, dilation or kernel extent that is accepted.
   package static let attributeLimit = 1 << 24
+  /// Largest padding that is accepted: oneDNN writes code for every window that lies in the padding,
+  /// and ends the process when it runs out of memory for that.
+  package static let paddingLimit = 1 << 16
 
   /// Reads and checks a node's attributes.
   ///
@@ -90,6 +93,10 @@ package struct WindowGeometry: Hashable, Sendable {
         padEnd[axis] = total - padBegin[axis]
       default:
         throw fail("auto_pad '\(auto)' is not known")
+      }
+      guard max(padBegin[axis], padEnd[axis]) <= Self.paddingLimit else {
+        throw fail(
+          "paddings \(padBegin) and \(padEnd): expected numbers in 0...\(Self.paddingLimit)")
       }
       let padded = input[axis] + padBegin[axis] + padEnd[axis]
       guard padded >= reach else {
