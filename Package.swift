@@ -64,14 +64,16 @@ let package = Package(
         "HalfstepNumerics",
       ]),
     .target(
-      name: "HalfstepC", dependencies: ["Halfstep", "CHalfstep"], exclude: ["Packaging", "exports.map"],
+      name: "HalfstepC", dependencies: ["Halfstep", "CHalfstep"],
+      exclude: ["Packaging", "exports.map"],
       linkerSettings: [
         staticRuntime,
         .unsafeFlags(
           [
             "-Xlinker", "-soname=libhalfstep.so.0", "-Xlinker", "--no-undefined",
-            "-Xlinker", "--version-script=\(Context.packageDirectory)/Sources/HalfstepC/exports.map",
-          ], .when(platforms: [.linux]))
+            "-Xlinker",
+            "--version-script=\(Context.packageDirectory)/Sources/HalfstepC/exports.map",
+          ], .when(platforms: [.linux])),
       ]),
     .executableTarget(
       name: "halfstep",

@@ -524,12 +524,12 @@ typedef struct hs_equalization_report hs_equalization_report;
 /// Layers that were equalized together; lent until the report is freed.
 /// @since 0.1
 typedef struct hs_equalized_set {
-  const char *const *layers;    ///< Layers in the order in which they run, `[layer_count]`.
+  const char *const *layers;  ///< Layers in the order in which they run, `[layer_count]`.
   /// What each tensor between two layers was divided by, `[factor_count]` lists.
   const float *const *factors;
   const size_t *channel_counts;  ///< Length of each list of factors, `[factor_count]`.
-  size_t layer_count;           ///< Number of layers.
-  size_t factor_count;          ///< Number of tensors between them that were scaled.
+  size_t layer_count;            ///< Number of layers.
+  size_t factor_count;           ///< Number of tensors between them that were scaled.
 } hs_equalized_set;
 
 /// Balances the weight ranges of consecutive layers, without changing the network's function.
@@ -639,11 +639,11 @@ typedef struct hs_simulation_options {
   /// A built-in runtime configuration by name, or the path of a JSON file; NULL means
   /// "default_per_channel". "default" is per tensor.
   const char *configuration;
-  double percentile;        ///< 50 to 100, for HS_RANGE_SCHEME_PERCENTILE; 0 means 100.
-  hs_range_scheme scheme;   ///< How ranges are chosen.
-  int32_t parameter_bits;   ///< Width of constants, 2 to 16; 0 means 8.
-  int32_t activation_bits;  ///< Width of computed tensors, 2 to 16; 0 means 8.
-  int32_t reserved;         ///< 0
+  double percentile;                   ///< 50 to 100, for HS_RANGE_SCHEME_PERCENTILE; 0 means 100.
+  hs_range_scheme scheme;              ///< How ranges are chosen.
+  int32_t parameter_bits;              ///< Width of constants, 2 to 16; 0 means 8.
+  int32_t activation_bits;             ///< Width of computed tensors, 2 to 16; 0 means 8.
+  int32_t reserved;                    ///< 0
   const char *const *excluded_layers;  ///< Names of nodes that stay unquantized; may be NULL.
   size_t excluded_layer_count;         ///< Length of `excluded_layers`.
 } hs_simulation_options;
@@ -779,14 +779,14 @@ enum {
 /// A tensor that is quantized; lent until the simulation is changed or freed.
 /// @since 0.1
 typedef struct hs_quantizer {
-  const char *tensor;     ///< Name of the tensor.
-  const char *tied_to;    ///< Tensor whose grid this one shares, or its own name.
-  hs_quantizer_role role; ///< Constant or computed.
-  int32_t bits;           ///< Width of the codes.
-  int32_t is_symmetric;   ///< Zero sits in the middle of the grid.
-  int32_t is_enabled;     ///< 0: values pass through.
-  int32_t is_frozen;      ///< Not 0: the grid may not change.
-  int32_t has_encoding;   ///< 0 until the grid is known.
+  const char *tensor;      ///< Name of the tensor.
+  const char *tied_to;     ///< Tensor whose grid this one shares, or its own name.
+  hs_quantizer_role role;  ///< Constant or computed.
+  int32_t bits;            ///< Width of the codes.
+  int32_t is_symmetric;    ///< Zero sits in the middle of the grid.
+  int32_t is_enabled;      ///< 0: values pass through.
+  int32_t is_frozen;       ///< Not 0: the grid may not change.
+  int32_t has_encoding;    ///< 0 until the grid is known.
 } hs_quantizer;
 
 /// Number of quantizers.
@@ -831,8 +831,8 @@ hs_status hs_simulation_set_enabled(hs_simulation *simulation, const char *tenso
 /// @param[out] error may be NULL
 /// @return HS_OK, HS_ERR_UNKNOWN_NAME, HS_ERR_INVALID_STATE if there is no grid to keep
 /// @since 0.1
-hs_status hs_simulation_set_frozen(hs_simulation *simulation, const char *tensor,
-                                   int32_t is_frozen, hs_error *error);
+hs_status hs_simulation_set_frozen(hs_simulation *simulation, const char *tensor, int32_t is_frozen,
+                                   hs_error *error);
 
 /// Gives a tensor a grid; tensors that share a grid all get it.
 /// @param[in,out] simulation the simulation
@@ -910,7 +910,7 @@ hs_status hs_simulation_export(hs_simulation *simulation, const char *directory,
 /// How to write a model with QuantizeLinear and DequantizeLinear.
 /// @since 0.1
 typedef struct hs_qdq_options {
-  size_t struct_size;               ///< sizeof(hs_qdq_options)
+  size_t struct_size;              ///< sizeof(hs_qdq_options)
   int32_t prequantizes_constants;  ///< Not 0: constants are stored as integers.
   int32_t exports_int32_bias;      ///< Not 0: biases become 32-bit integers.
 } hs_qdq_options;

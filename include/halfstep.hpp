@@ -17,8 +17,8 @@
 
 /// Makes trained networks fit for integer hardware.
 ///
-/// Classes own what they hold, move, and throw halfstep::Error where the C function fails. One object
-/// is used by one thread at a time.
+/// Classes own what they hold, move, and throw halfstep::Error where the C function fails. One
+/// object is used by one thread at a time.
 namespace halfstep {
 
 /// A failure; `what()` names the culprit.
@@ -75,17 +75,29 @@ inline int32_t thread_count() { return hs_thread_count(); }
 template <typename T>
 struct DataTypeOf;
 template <>
-struct DataTypeOf<float> { static constexpr hs_data_type value = HS_DATA_TYPE_FLOAT32; };
+struct DataTypeOf<float> {
+  static constexpr hs_data_type value = HS_DATA_TYPE_FLOAT32;
+};
 template <>
-struct DataTypeOf<double> { static constexpr hs_data_type value = HS_DATA_TYPE_FLOAT64; };
+struct DataTypeOf<double> {
+  static constexpr hs_data_type value = HS_DATA_TYPE_FLOAT64;
+};
 template <>
-struct DataTypeOf<uint8_t> { static constexpr hs_data_type value = HS_DATA_TYPE_UINT8; };
+struct DataTypeOf<uint8_t> {
+  static constexpr hs_data_type value = HS_DATA_TYPE_UINT8;
+};
 template <>
-struct DataTypeOf<int8_t> { static constexpr hs_data_type value = HS_DATA_TYPE_INT8; };
+struct DataTypeOf<int8_t> {
+  static constexpr hs_data_type value = HS_DATA_TYPE_INT8;
+};
 template <>
-struct DataTypeOf<int32_t> { static constexpr hs_data_type value = HS_DATA_TYPE_INT32; };
+struct DataTypeOf<int32_t> {
+  static constexpr hs_data_type value = HS_DATA_TYPE_INT32;
+};
 template <>
-struct DataTypeOf<int64_t> { static constexpr hs_data_type value = HS_DATA_TYPE_INT64; };
+struct DataTypeOf<int64_t> {
+  static constexpr hs_data_type value = HS_DATA_TYPE_INT64;
+};
 
 /// An array that somebody else owns: what calls read, and what they lend.
 class TensorView {
@@ -190,8 +202,7 @@ class Tensors {
 
   /// Tensor by name; its data lives as long as this object.
   TensorView operator[](const std::string &name) const {
-    return TensorView(
-        detail::get<hs_tensor_view>(hs_tensors_find, handle_.get(), name.c_str()));
+    return TensorView(detail::get<hs_tensor_view>(hs_tensors_find, handle_.get(), name.c_str()));
   }
 
   hs_tensors *get() const noexcept { return handle_.get(); }
@@ -304,8 +315,7 @@ class Model {
     detail::RawInputs raw(inputs);
     detail::RawRunOptions options(extra_outputs);
     return Tensors(detail::get<hs_tensors *>(hs_model_run, handle_.get(), raw.names.data(),
-                                             raw.views.data(), raw.names.size(),
-                                             &options.options));
+                                             raw.views.data(), raw.names.size(), &options.options));
   }
 
   /// Folds batch norms into the layers beside them.
@@ -330,16 +340,14 @@ class Model {
     detail::Owner<hs_equalization_report, hs_equalization_report_free> report(
         detail::get<hs_equalization_report *>(hs_model_equalize, handle_.get(), &raw));
     EqualizationReport result = {};
-    result.iterations =
-        detail::get<std::size_t>(hs_equalization_report_iterations, report.get());
+    result.iterations = detail::get<std::size_t>(hs_equalization_report_iterations, report.get());
     auto count = detail::get<std::size_t>(hs_equalization_report_count, report.get());
     for (std::size_t index = 0; index < count; ++index) {
       auto set = detail::get<hs_equalized_set>(hs_equalization_report_get, report.get(), index);
       EqualizedSet copy;
       copy.layers.assign(set.layers, set.layers + set.layer_count);
       for (std::size_t list = 0; list < set.factor_count; ++list) {
-        copy.factors.emplace_back(set.factors[list],
-                                  set.factors[list] + set.channel_counts[list]);
+        copy.factors.emplace_back(set.factors[list], set.factors[list] + set.channel_counts[list]);
       }
       result.sets.push_back(std::move(copy));
     }
@@ -478,15 +486,14 @@ class Simulation {
     detail::RawInputs raw(inputs);
     detail::RawRunOptions options(extra_outputs);
     return Tensors(detail::get<hs_tensors *>(hs_simulation_run, handle_.get(), raw.names.data(),
-                                             raw.views.data(), raw.names.size(),
-                                             &options.options));
+                                             raw.views.data(), raw.names.size(), &options.options));
   }
 
   /// The encodings as AIMET's JSON.
   std::string encodings(const std::string &version = "1.0.0") {
-    std::string json(detail::get<std::size_t>(hs_simulation_encodings_size, handle_.get(),
-                                              version.c_str()),
-                     '\0');
+    std::string json(
+        detail::get<std::size_t>(hs_simulation_encodings_size, handle_.get(), version.c_str()),
+        '\0');
     detail::get<std::size_t>(hs_simulation_encodings_json, handle_.get(), version.c_str(),
                              static_cast<void *>(json.data()), json.size());
     return json;

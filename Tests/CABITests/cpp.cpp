@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // The C++ interface: cpp MODEL DATA.
 
-#include <halfstep.hpp>
-
 #include <cstring>
+#include <halfstep.hpp>
 #include <iostream>
 
 static int failures = 0;
 
-#define CHECK(condition)                                                            \
-  do {                                                                              \
-    if (!(condition)) {                                                             \
-      ++failures;                                                                   \
+#define CHECK(condition)                                                           \
+  do {                                                                             \
+    if (!(condition)) {                                                            \
+      ++failures;                                                                  \
       std::cerr << __FILE__ << ":" << __LINE__ << ": failed: " #condition << "\n"; \
-    }                                                                               \
+    }                                                                              \
   } while (0)
 
 int main(int, char **arguments) {

@@ -17,6 +17,11 @@ if [ "$declared" != "$exported" ]; then
   exit 1
 fi
 
+for name in $declared; do
+  # CHECK_INIT(hs_x_options) calls hs_x_options_init.
+  grep -qw "${name%_init}" "$(dirname "$0")"/*.c || { echo "no test calls $name" >&2; exit 1; }
+done
+
 unknown=$(ldd -r "$library" 2>&1 | grep -E 'undefined symbol|not found' || true)
 [ -z "$unknown" ] || { echo "does not load: $unknown" >&2; exit 1; }
 

@@ -4,9 +4,9 @@
 //   fuzz MODEL COUNT SEED          all mutations, in child processes
 //   fuzz MODEL INDEX SEED only     one mutation, in this process, for a debugger
 //
-// A child that dies by a signal is a failure; its mutation is written to a file and the next child goes
-// on behind it. So it does behind a mutation that asks for more than a minute's work (a convolution
-// padded by millions is valid); such are counted, and a few are allowed.
+// A child that dies by a signal is a failure; its mutation is written to a file and the next child
+// goes on behind it. So it does behind a mutation that asks for more than a minute's work (a
+// convolution padded by millions is valid); such are counted, and a few are allowed.
 
 #include <halfstep.h>
 #include <signal.h>
@@ -290,10 +290,11 @@ int main(int argc, char **argv) {
     if (deaths + slow >= 50) break;
   }
 
-  printf("fuzz: %ld mutations, seed %llu: %ld opened, %ld ran, %ld folded, %ld equalized, "
-         "%ld simulated, %ld calibrated, %ld exported\n",
-         shared->done, (unsigned long long)seed, shared->opened, shared->ran, shared->folded,
-         shared->equalized, shared->simulated, shared->calibrated, shared->exported);
+  printf(
+      "fuzz: %ld mutations, seed %llu: %ld opened, %ld ran, %ld folded, %ld equalized, "
+      "%ld simulated, %ld calibrated, %ld exported\n",
+      shared->done, (unsigned long long)seed, shared->opened, shared->ran, shared->folded,
+      shared->equalized, shared->simulated, shared->calibrated, shared->exported);
   for (int status = 0; status < 100; ++status) {
     if (shared->refused[status] > 0) {
       printf("fuzz: %ld times %s\n", shared->refused[status], hs_status_name(status));
@@ -301,7 +302,8 @@ int main(int argc, char **argv) {
   }
   printf("fuzz: %ld deaths, %ld too slow\n", deaths, slow);
   // A run in which nothing opens or nothing is refused tests nothing.
-  return deaths == 0 && slow <= SLOW_ALLOWED && shared->done == count && shared->exported > 0 && shared->opened < count
+  return deaths == 0 && slow <= SLOW_ALLOWED && shared->done == count && shared->exported > 0 &&
+                 shared->opened < count
              ? 0
              : 1;
 }

@@ -128,9 +128,9 @@ static void test_algorithms(void) {
   CHECK(count >= 1);
   hs_equalization_report_free(report);
 
-  // The function is the same up to float rounding: each of the four layers sums at most 27 products,
-  // and folding and scaling round every weight twice, so 4 layers * (27 + 2) * 2^-24 of the largest
-  // intermediate value (below 100 times the output's range here) is 7e-4 of the range.
+  // The function is the same up to float rounding: each of the four layers sums at most 27
+  // products, and folding and scaling round every weight twice, so 4 layers * (27 + 2) * 2^-24 of
+  // the largest intermediate value (below 100 times the output's range here) is 7e-4 of the range.
   hs_tensors *before = NULL;
   hs_tensors *after = NULL;
   hs_tensor_view expected;
@@ -270,8 +270,8 @@ static void test_simulation(void) {
   CHECK_OK(hs_simulation_statistics_size(simulation, &after_size, &last_error));
   CHECK(after_size == statistics_size);
   unsigned char *after = malloc(after_size);
-  CHECK_OK(hs_simulation_serialize_statistics(simulation, after, after_size, &after_size,
-                                              &last_error));
+  CHECK_OK(
+      hs_simulation_serialize_statistics(simulation, after, after_size, &after_size, &last_error));
   CHECK(after_size == statistics_size && memcmp(after, statistics, after_size) == 0);
   free(after);
   second = encodings(simulation, NULL, &size);
@@ -394,8 +394,9 @@ static void test_control(void) {
   CHECK_OK(hs_load_report_count(report, HS_LOAD_MISMATCH_MISSING, &count, &last_error));
   CHECK(count > 8);
   hs_load_report_free(report);
-  CHECK_STATUS(HS_ERR_ENCODING_MISMATCH,
-               hs_simulation_load_encodings(simulation, empty, strlen(empty), 1, NULL, &last_error));
+  CHECK_STATUS(
+      HS_ERR_ENCODING_MISMATCH,
+      hs_simulation_load_encodings(simulation, empty, strlen(empty), 1, NULL, &last_error));
   CHECK_STATUS(HS_ERR_MALFORMED_FILE,
                hs_simulation_load_encodings(simulation, "{", 1, 0, NULL, &last_error));
   free(json);

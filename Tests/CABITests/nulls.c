@@ -4,23 +4,23 @@
 #include "support.h"
 
 // A call that must fail with HS_ERR_INVALID_ARGUMENT, with and without an error to fill.
-#define REFUSED(function, ...)                                                               \
-  do {                                                                                       \
-    CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, function(__VA_ARGS__, &last_error));               \
+#define REFUSED(function, ...)                                                                 \
+  do {                                                                                         \
+    CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, function(__VA_ARGS__, &last_error));                 \
     CHECK(last_error.status == HS_ERR_INVALID_ARGUMENT && strstr(last_error.message, "NULL")); \
-    CHECK(function(__VA_ARGS__, NULL) == HS_ERR_INVALID_ARGUMENT);                           \
+    CHECK(function(__VA_ARGS__, NULL) == HS_ERR_INVALID_ARGUMENT);                             \
   } while (0)
 
 // As REFUSED, and the out-parameter, set to garbage before, is 0 afterwards.
-#define REFUSED_OUT(out, function, ...)                     \
-  do {                                                      \
-    memset(&(out), 0xA5, sizeof(out));                      \
-    REFUSED(function, __VA_ARGS__);                         \
-    size_t set_ = 0;                                        \
-    for (size_t byte_ = 0; byte_ < sizeof(out); ++byte_) {  \
-      set_ += ((unsigned char *)&(out))[byte_] != 0;        \
-    }                                                       \
-    CHECK(set_ == 0);                                       \
+#define REFUSED_OUT(out, function, ...)                    \
+  do {                                                     \
+    memset(&(out), 0xA5, sizeof(out));                     \
+    REFUSED(function, __VA_ARGS__);                        \
+    size_t set_ = 0;                                       \
+    for (size_t byte_ = 0; byte_ < sizeof(out); ++byte_) { \
+      set_ += ((unsigned char *)&(out))[byte_] != 0;       \
+    }                                                      \
+    CHECK(set_ == 0);                                      \
   } while (0)
 
 static void free_nothing(void) {
@@ -52,6 +52,10 @@ static void test_tensors(void) {
   CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_tensors_get(data, 1, &name, &view, &last_error));
   CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_tensors_get(data, SIZE_MAX, &name, &view, &last_error));
   CHECK_STATUS(HS_ERR_UNKNOWN_NAME, hs_tensors_find(data, "no", &view, &last_error));
+  void *memory;
+  REFUSED_OUT(memory, hs_tensors_get_mutable, NULL, 0, &memory);
+  REFUSED(hs_tensors_get_mutable, data, 0, NULL);
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_tensors_get_mutable(data, 1, &memory, &last_error));
   hs_tensors_free(data);
 }
 

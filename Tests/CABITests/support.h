@@ -12,25 +12,25 @@ extern int checks;
 extern int failures;
 
 /// Counts a check; prints it if it fails.
-#define CHECK(condition)                                                     \
-  do {                                                                       \
-    ++checks;                                                                \
-    if (!(condition)) {                                                      \
-      ++failures;                                                            \
+#define CHECK(condition)                                                      \
+  do {                                                                        \
+    ++checks;                                                                 \
+    if (!(condition)) {                                                       \
+      ++failures;                                                             \
       fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
-    }                                                                        \
+    }                                                                         \
   } while (0)
 
 /// Checks a status; prints the one that came and the message.
-#define CHECK_STATUS(expected, call)                                                       \
-  do {                                                                                     \
-    hs_status status_ = (call);                                                            \
-    ++checks;                                                                              \
-    if (status_ != (expected)) {                                                           \
-      ++failures;                                                                          \
-      fprintf(stderr, "%s:%d: expected %s, got %s from %s: %s\n", __FILE__, __LINE__,      \
+#define CHECK_STATUS(expected, call)                                                         \
+  do {                                                                                       \
+    hs_status status_ = (call);                                                              \
+    ++checks;                                                                                \
+    if (status_ != (expected)) {                                                             \
+      ++failures;                                                                            \
+      fprintf(stderr, "%s:%d: expected %s, got %s from %s: %s\n", __FILE__, __LINE__,        \
               hs_status_name(expected), hs_status_name(status_), #call, last_error.message); \
-    }                                                                                      \
+    }                                                                                        \
   } while (0)
 
 #define CHECK_OK(call) CHECK_STATUS(HS_OK, call)

@@ -159,12 +159,12 @@ static void test_encodings(void) {
   hs_tensor_view view = view_of(values, 2, two, NULL);
   float out[4];
   hs_encoding encoding;
-#define BAD(change)                                                                            \
-  do {                                                                                         \
-    encoding = grid();                                                                         \
-    change;                                                                                    \
+#define BAD(change)                                                                             \
+  do {                                                                                          \
+    encoding = grid();                                                                          \
+    change;                                                                                     \
     CHECK(hs_fake_quantize(&view, &encoding, out, 4, &last_error) == HS_ERR_INVALID_ARGUMENT || \
-          last_error.status == HS_ERR_SHAPE_MISMATCH);                                         \
+          last_error.status == HS_ERR_SHAPE_MISMATCH);                                          \
   } while (0)
   for (size_t index = 0; index < 4; ++index) BAD(encoding.scales = &bad_scales[index]);
   const int32_t outside = 8;
@@ -218,8 +218,8 @@ static void test_borrowing(void) {
                hs_model_set_initializer_borrowed(model, "no", &value, count_release, &released,
                                                  &last_error));
   CHECK_STATUS(HS_ERR_INVALID_ARGUMENT,
-               hs_model_set_initializer_borrowed(model, "classifier.bias", &reversed,
-                                                 count_release, &released, &last_error));
+               hs_model_set_initializer_borrowed(model, "classifier.bias", &reversed, count_release,
+                                                 &released, &last_error));
   CHECK_STATUS(HS_ERR_INVALID_ARGUMENT,
                hs_model_set_initializer_borrowed(model, "classifier.bias", &shifted, count_release,
                                                  &released, &last_error));
@@ -242,6 +242,23 @@ static void test_borrowing(void) {
   CHECK_OK(hs_model_initializers(model, &borrowed, &last_error));
   CHECK_OK(hs_tensors_find(borrowed, "classifier.bias", &seen, &last_error));
   const float expected[4] = {4, 3, 2, 1};
+  CHECK(memcmp(seen.data, expected, sizeof expected) == 0);
+  hs_tensors_free(borrowed);
+
+  // Written through the collection, the model's own constant stays.
+  size_t position = 0;
+  const char *name = NULL;
+  CHECK_OK(hs_model_initializers(model, &borrowed, &last_error));
+  while (hs_tensors_get(borrowed, position, &name, &seen, &last_error) == HS_OK &&
+         strcmp(name, "classifier.bias") != 0) {
+    ++position;
+  }
+  void *memory = NULL;
+  CHECK_OK(hs_tensors_get_mutable(borrowed, position, &memory, &last_error));
+  if (memory != NULL) memset(memory, 0, sizeof expected);
+  hs_tensors_free(borrowed);
+  CHECK_OK(hs_model_initializers(model, &borrowed, &last_error));
+  CHECK_OK(hs_tensors_find(borrowed, "classifier.bias", &seen, &last_error));
   CHECK(memcmp(seen.data, expected, sizeof expected) == 0);
   hs_tensors_free(borrowed);
 

@@ -5,9 +5,11 @@ import Halfstep
 import Testing
 
 enum Fixture {
-  private static let folder = String(
-    #filePath[..<(#filePath.firstRange(of: "/HalfstepTests/")?.lowerBound ?? #filePath.startIndex)]
-  ) + "/CABITests/Fixtures"
+  private static var folder: String {
+    let file = #filePath
+    let end = file.firstRange(of: "/HalfstepTests/")?.lowerBound ?? file.startIndex
+    return String(file[..<end]) + "/CABITests/Fixtures"
+  }
 
   static func model() throws -> Model { try Model(contentsOf: folder + "/small.onnx") }
 

@@ -5,7 +5,6 @@
 //   build/quantize model.onnx calibration.npy output-folder
 
 #include <halfstep.hpp>
-
 #include <iostream>
 #include <string>
 
@@ -24,11 +23,11 @@ int main(int argc, char **argv) {
 
     const auto data = halfstep::Tensors::open_numpy(argv[2]);
     halfstep::Simulation simulation(model);
-    simulation.calibrate({{model.inputs().at(0).name, data[0]}}, 8,
-                         [](std::size_t completed, std::size_t total) {
-                           std::cerr << "calibrating: batch " << completed << " of " << total << "\n";
-                           return true;
-                         });
+    simulation.calibrate(
+        {{model.inputs().at(0).name, data[0]}}, 8, [](std::size_t completed, std::size_t total) {
+          std::cerr << "calibrating: batch " << completed << " of " << total << "\n";
+          return true;
+        });
     simulation.export_to(folder, "model");
     simulation.export_qdq(folder + "/model_qdq.onnx");
   } catch (const halfstep::Error &error) {
