@@ -94,7 +94,9 @@ let package = Package(
     .testTarget(
       name: "HalfstepGraphTests", dependencies: ["HalfstepGraph", "TestSupport"],
       exclude: ["Fixtures"]),
-    .testTarget(name: "HalfstepRuntimeTests", dependencies: ["HalfstepRuntime", "TestSupport"]),
+    .testTarget(
+      name: "HalfstepRuntimeTests",
+      dependencies: ["HalfstepRuntime", "HalfstepFormats", "TestSupport"]),
     .testTarget(
       name: "HalfstepFormatsTests",
       dependencies: [

@@ -45,6 +45,9 @@ extension Program {
       if fusion.absorbed.contains(position) { continue }
       if let chain = fusion.chains[position] {
         try compile(chain, lowering)
+      } else if Fusion.canLead(graph.nodes[position]) {
+        // Alone, but its result may have to be rounded.
+        try compile([position], lowering)
       } else {
         try compile(position, lowering)
       }
@@ -157,7 +160,7 @@ extension Program {
         return zip(known, names).map { Value(constant: $0, staticName: $1) }
       }
     }
-    let scratch = Lowering(opset: graph.opset, constants: constants, limit: limit)
+    let scratch = Lowering(opset: graph.opset, constants: constants, limit: limit / 4)
     for name in node.inputs where !name.isEmpty {
       if let value = lowering.value(named: name) { scratch.define(name, value) }
     }
@@ -167,7 +170,7 @@ extension Program {
     for (position, value) in values.enumerated() {
       outputs.append((String(position), value, value.dataType))
     }
-    let plan = try Plan(inputs: [], steps: scratch.steps, outputs: outputs, limit: limit)
+    let plan = try Plan(inputs: [], steps: scratch.steps, outputs: outputs, limit: limit / 4)
     let arena = try TensorStorage(byteCount: plan.arenaBytes)
     try plan.bind(arena)
     try plan.run()
@@ -176,6 +179,7 @@ extension Program {
     var folded: [Value] = []
     for position in values.indices {
       guard let tensor = tensors[String(position)] else { return nil }
+      try lowering.count(folded: tensor)
       let name = position < names.count ? names[position] : ""
       if isStatic, !name.isEmpty { constants.folded[name] = tensor }
       folded.append(Value(constant: tensor, staticName: isStatic && !name.isEmpty ? name : nil))

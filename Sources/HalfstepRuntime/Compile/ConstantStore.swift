@@ -9,8 +9,6 @@ final class ConstantStore {
   private var prepared: [String: [(layout: MemoryDescriptor, storage: TensorStorage)]] = [:]
   /// Results of nodes that depend on initializers alone.
   var folded: [String: Tensor] = [:]
-  /// Whether every operation gets a step of its own; for tests of fusion.
-  var disablesFusion = false
 
   /// A constant in another layout; made once if the constant has a name.
   func arranged(

@@ -21,6 +21,11 @@ struct Fusion {
     "Mul", "BatchNormalization", "Identity",
   ]
 
+  /// Whether operations on a node's result can become a part of the node.
+  static func canLead(_ node: Node) -> Bool {
+    node.domain.isEmpty && leaders.contains(node.opType) && !(node.outputs.first ?? "").isEmpty
+  }
+
   /// - Parameters:
   ///   - needed: Whether each node contributes to something that was asked for.
   ///   - kept: Tensors that must exist.
@@ -30,11 +35,9 @@ struct Fusion {
     // finds the other's result ready.
     for start in graph.nodes.indices.reversed() {
       let leader = graph.nodes[start]
-      guard needed[start], leader.domain.isEmpty, Self.leaders.contains(leader.opType),
-        let first = leader.outputs.first
-      else { continue }
+      guard needed[start], Self.canLead(leader) else { continue }
       var chain = [start]
-      var tensor = first
+      var tensor = leader.outputs[0]
       while !tensor.isEmpty, !kept.contains(tensor), !index.outputs.contains(tensor) {
         let next: Int
         if let pair = Self.swish(tensor, graph, index, kept: kept) {

@@ -15,6 +15,8 @@ final class Lowering {
   private(set) var steps: [Step] = []
   /// Name of the node at work, for messages.
   private(set) var currentNode = ""
+  /// Bytes of the constants that this compilation has computed.
+  private var foldedBytes = 0
 
   init(opset: Int, constants: ConstantStore, limit: Int) {
     self.opset = opset
@@ -100,6 +102,20 @@ final class Lowering {
         "node '\(node.label)' input \(index): expected constant floats", node: node.label)
     }
     return try tensor.floats()
+  }
+
+  /// Counts a constant that was computed.
+  ///
+  /// - Throws: `HalfstepError.outOfMemory` if they exceed a quarter of the limit together: a small
+  ///   file can ask for any number of large ones.
+  func count(folded tensor: Tensor) throws(HalfstepError) {
+    let (sum, overflow) = foldedBytes.addingReportingOverflow(tensor.byteCount)
+    guard !overflow, sum <= limit / 4 else {
+      throw HalfstepError(
+        .outOfMemory, "node '\(currentNode)': constants exceed \(limit / 4) bytes",
+        node: currentNode)
+    }
+    foldedBytes = sum
   }
 
   // MARK: Making values and steps

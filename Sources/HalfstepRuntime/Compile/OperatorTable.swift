@@ -45,5 +45,5 @@ enum OperatorTable {
   }()
 
   /// How many outputs a builder provides, where that is not 1.
-  private static let outputLimits: [String: Int] = ["Split": .max, "Dropout": 1]
+  private static let outputLimits: [String: Int] = ["Split": .max]
 }

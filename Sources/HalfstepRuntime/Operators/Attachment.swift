@@ -127,7 +127,7 @@ extension Lowering {
     guard let plain = try describe(PrimitiveAttributes()) else {
       throw HalfstepError(.internalError, "oneDNN has no implementation for these shapes")
     }
-    guard !operations.isEmpty, !constants.disablesFusion,
+    guard !operations.isEmpty,
       let attachment = try Attachment(operations, to: plain, self),
       let fused = try describe(attachment.attributes),
       fused.implementation == plain.implementation,

@@ -347,8 +347,8 @@ extension Lowering {
     _ node: Node
   ) throws(HalfstepError) -> (value: Value, block: Int) {
     let value = try input(node, 0)
-    guard value.rank == 4 else {
-      throw HalfstepError(.shapeMismatch, "input \(value.shape): expected rank 4")
+    guard value.rank == 4, value.count > 0 else {
+      throw HalfstepError(.shapeMismatch, "input \(value.shape): expected rank 4 and elements")
     }
     guard let block = node.intAttribute("blocksize"), block > 0,
       block <= WindowGeometry.attributeLimit
@@ -382,9 +382,16 @@ extension Lowering {
       throw HalfstepError(.shapeMismatch, "\(value.shape) does not divide by \(block)")
     }
     let s = value.shape.strides
+    let isColumnFirst = node.stringAttribute("mode") == "CRD"
     let moved = try copy(
-      node.opType, value, Shape([n, block, block, c, h / block, w / block]),
-      from: [s[0], s[2], s[3], s[1], block * s[2], block * s[3]])
+      node.opType, value,
+      Shape(
+        isColumnFirst
+          ? [n, c, block, block, h / block, w / block]
+          : [n, block, block, c, h / block, w / block]),
+      from: isColumnFirst
+        ? [s[0], s[1], s[2], s[3], block * s[2], block * s[3]]
+        : [s[0], s[2], s[3], s[1], block * s[2], block * s[3]])
     return try view(moved, as: Shape([n, c * block * block, h / block, w / block]))
   }
 }

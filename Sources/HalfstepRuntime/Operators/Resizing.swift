@@ -67,6 +67,10 @@ extension Lowering {
     let transform =
       isOld ? "asymmetric" : node.stringAttribute("coordinate_transformation_mode") ?? "half_pixel"
     let nearest = isOld ? "floor" : node.stringAttribute("nearest_mode") ?? "round_prefer_floor"
+    let shape = try Shape(dimensions)
+    guard shape.elementCount <= limit / 4 else {
+      throw HalfstepError(.outOfMemory, "result \(shape): too large")
+    }
     var tables: [[Tap]] = []
     for axis in 0..<value.rank {
       tables.append(
@@ -75,7 +79,7 @@ extension Lowering {
           stride: value.shape.strides[axis], transform: transform, isLinear: mode == "linear",
           nearest: nearest))
     }
-    return try resample(value, Shape(dimensions), tables)
+    return try resample(value, shape, tables)
   }
 
   private func resample(
@@ -88,6 +92,10 @@ extension Lowering {
     let blended = tables.indices.filter { axis in tables[axis].contains { $0.weight != 0 } }
     let rank = tables.count
     guard rank > 0 else { return value }
+    guard blended.count <= 4 else {
+      throw HalfstepError(
+        .unsupportedOperator, "linear resizing of \(blended.count) axes is not supported")
+    }
     let inner = shape[rank - 1]
     emit("Resize", reads: [value], writes: [result]) { () throws(HalfstepError) in
       let from = source.floats
@@ -147,7 +155,7 @@ private struct Tap {
     table.reserveCapacity(to)
     for position in 0..<to {
       let x = Double(position)
-      let source: Double
+      var source: Double
       switch transform {
       case "half_pixel": source = (x + 0.5) / scale - 0.5
       case "half_pixel_symmetric":
@@ -156,11 +164,15 @@ private struct Tap {
         source = center * (1 - adjustment) + (x + 0.5) / scale - 0.5
       case "pytorch_half_pixel": source = to > 1 ? (x + 0.5) / scale - 0.5 : 0
       case "asymmetric": source = x / scale
-      case "align_corners": source = to > 1 ? x * Double(from - 1) / Double(to - 1) : 0
+      case "align_corners":
+        // The exact length counts, not the one that was rounded down.
+        let length = scale * Double(from)
+        source = length > 1 ? x * Double(from - 1) / (length - 1) : 0
       default:
         throw HalfstepError(
           .unsupportedOperator, "coordinate transformation '\(transform)' is not supported")
       }
+      if !source.isFinite { source = 0 }
       let limit = Double(from - 1)
       if isLinear {
         let inside = min(max(source, 0), limit)
