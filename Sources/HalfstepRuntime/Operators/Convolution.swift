@@ -118,7 +118,7 @@ private struct Convolution {
     let isDepthwise = groups == input.shape[1] && groups == outputShape[1]
     guard input.rank == 4, groups == 1 || isDepthwise, outputShape[1] >= Self.block,
       let free = try descriptor(PrimitiveAttributes(), isBlocked: false),
-      free.implementation.hasPrefix("brg"),
+      free.implementation.hasPrefix("br"),
       let blocked = try descriptor(PrimitiveAttributes(), isBlocked: true)
     else { return false }
     // Some shapes have only reference code in this layout.
