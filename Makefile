@@ -140,8 +140,8 @@ test-swift: ## Run the Swift tests
 test-c: stage ## Run the tests of the C interface
 	$(MAKE) --no-print-directory -C Tests/CABITests STAGE='$(STAGE)'
 
-test-examples: stage ## Build and run the examples, and compare what they write
-	STAGE='$(STAGE)' Tests/CABITests/examples.sh
+test-examples: stage python ## Build and run the examples, and compare what they write
+	STAGE='$(STAGE)' PYTHON='$(VENV)/bin/python' Tests/CABITests/examples.sh
 
 clean: ## Remove what was built
 	rm -rf .build
