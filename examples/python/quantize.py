@@ -7,8 +7,9 @@ python quantize.py model.onnx calibration.npy output-folder
 import pathlib
 import sys
 
-import halfstep
 import numpy as np
+
+import halfstep
 
 
 def quantize(model_path: str, data_path: str, folder: str) -> None:
