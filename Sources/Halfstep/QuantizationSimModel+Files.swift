@@ -72,8 +72,10 @@ extension QuantizationSimModel {
   /// - Returns: UTF-8 text.
   /// - Throws: `HalfstepError.invalidState` before there are encodings.
   public func encodings(version: EncodingsVersion = .v1_0_0) throws(HalfstepError) -> [UInt8] {
+    // Version 2.0.0 also lists tensors that carry another's grid through Reshape and the like.
     try EncodingsFile.serialize(
-      try simulation.encodings(), version: version.format, graph: simulation.graph)
+      try simulation.encodings(includingPropagated: version == .v2_0_0), version: version.format,
+      graph: simulation.graph)
   }
 
   /// Writes `<prefix>.onnx` (the network in float32) and `<prefix>.encodings` to a folder.

@@ -41,6 +41,9 @@ struct EvaluateCommand: ParsableCommand {
   @Flag(help: "Take what fits of the encodings, and say what did not.")
   var lenient: Bool = false
 
+  @Flag(help: "List each quantized tensor's signal-to-noise ratio over the first batch.")
+  var layers: Bool = false
+
   @OptionGroup var data: DataOptions
 
   @Flag(help: "Print JSON.")
@@ -53,6 +56,7 @@ struct EvaluateCommand: ParsableCommand {
     if labels == nil && encodings == nil {
       throw ValidationError("nothing to measure: give --labels, --encodings or both")
     }
+    if layers && encodings == nil { throw ValidationError("--layers needs --encodings") }
   }
 
   func run() throws {
@@ -80,7 +84,17 @@ struct EvaluateCommand: ParsableCommand {
     }
     let sim = try encodings.map { try simulation(of: network, path: $0) }
     let result = try measure(network, sim, inputs, rows, classes)
-    report(result)
+    report(result, try layers ? noise(sim, inputs, rows) : [])
+  }
+
+  private func noise(
+    _ sim: QuantizationSimModel?, _ inputs: [String: Tensor], _ rows: Int
+  ) throws -> [LayerNoise] {
+    try attempt(.reading) { () throws(HalfstepError) in
+      var feed: [String: Tensor] = [:]
+      for (name, tensor) in inputs { feed[name] = try tensor.rows(0..<min(data.batchSize, rows)) }
+      return try sim?.analyzeLayers([feed]) ?? []
+    }
   }
 
   private func simulation(of network: Model, path: String) throws -> QuantizationSimModel {
@@ -128,11 +142,25 @@ struct EvaluateCommand: ParsableCommand {
     return result
   }
 
-  private func report(_ result: Measurement) {
+  private func report(_ result: Measurement, _ layers: [LayerNoise]) {
     var members: [(String, JSONValue)] = [("model", .string(model))]
     if let encodings { members.append(("encodings", .string(encodings))) }
     members += result.members
     if json {
+      if self.layers {
+        members.append(
+          (
+            "layers",
+            .array(
+              layers.map {
+                .object([
+                  ("tensor", .string($0.tensor)), ("node", .string($0.node)),
+                  ("bits", .integer($0.bits)), ("sqnr_db", .number($0.simulated)),
+                  ("alone_db", .number($0.alone)),
+                ])
+              })
+          ))
+      }
       Terminal.result(JSONValue.object(members).text())
       return
     }
@@ -144,6 +172,13 @@ struct EvaluateCommand: ParsableCommand {
       default: text = value.text()
       }
       Terminal.result(padded(name, 14) + text)
+    }
+    if layers.isEmpty { return }
+    Terminal.result("\nSQNR dB  alone  bits  tensor")
+    for layer in layers {
+      Terminal.result(
+        padded(fixed(layer.simulated, 2), 9) + padded(fixed(layer.alone, 2), 7)
+          + padded("\(layer.bits)", 6) + layer.tensor)
     }
   }
 }

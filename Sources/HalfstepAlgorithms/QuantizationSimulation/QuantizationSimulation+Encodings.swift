@@ -56,7 +56,7 @@ extension QuantizationSimulation {
   /// Takes encodings from a table.
   ///
   /// Lenient loading takes the file's word for widths and symmetry, and turns off quantizers that
-  /// the file does not name. In both modes an encoding that cannot belong to its tensor is refused.
+  /// the file does not name or keeps in floating point. In both modes an encoding that cannot belong to its tensor is refused.
   ///
   /// - Parameters:
   ///   - table: Encodings by tensor name.
@@ -78,7 +78,21 @@ extension QuantizationSimulation {
         report.unknown.append(name)
       }
     }
-    report.missing = quantizers.filter { $1.isEnabled && accepted[$0] == nil }.map(\.key)
+    for (name, bits) in table.floatBits {
+      // A tensor that stays floating-point passes through unchanged.
+      if let quantizer = quantizers[name] {
+        if quantizer.isEnabled {
+          report.different.append("'\(name)', type: expected int, got float\(bits)")
+        }
+      } else if placement.propagated[name] != nil || operands.contains(name) {
+        report.ignored.append(name)
+      } else {
+        report.unknown.append(name)
+      }
+    }
+    report.missing = quantizers.filter {
+      $1.isEnabled && accepted[$0] == nil && table.floatBits[$0] == nil
+    }.map(\.key)
     // One grid for a tie group: entries that contradict each other cannot be simulated together.
     for (leader, members) in tieGroups() {
       let grids = Set(members.compactMap { accepted[$0] })

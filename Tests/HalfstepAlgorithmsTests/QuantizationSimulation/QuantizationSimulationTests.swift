@@ -127,6 +127,19 @@ import Testing
     #expect(try target.encodings().activations["c"]?.bits == 4)
   }
 
+  @Test func floatEntriesTurnQuantizersOff() throws {
+    var table = try calibrated().encodings()
+    table.activations["s"] = nil
+    table.floatBits = ["s": 16, "m": 16, "nowhere": 16]
+    let target = try simulate(net)
+    let report = try target.load(table, strict: false)
+    #expect(report.different == ["'s', type: expected int, got float16"])
+    #expect(report.missing.isEmpty && report.ignored == ["m"] && report.unknown == ["nowhere"])
+    #expect(target.quantizers["s"]?.isEnabled == false)
+    table.floatBits = ["s": 16]
+    expectError(.encodingMismatch, "'s'", "float16") { try target.load(table, strict: true) }
+  }
+
   @Test func axisThatFilesOmitComesFromTheNetwork() throws {
     var configuration = RuntimeConfiguration.everything
     configuration.isPerChannel = true
