@@ -6,6 +6,7 @@ import HalfstepAlgorithms
 import HalfstepFormats
 import HalfstepGraph
 import HalfstepNumerics
+import HalfstepRuntime
 import OrderedCollections
 import TestSupport
 import Testing
@@ -130,5 +131,33 @@ private let goldenFolder: String? = {
     let report = try CrossLayerEqualization(options: options).apply(to: &graph)
     #expect(report.sets.count == 2)
     try expectParameters(graph, arrays("model_tiny_resnet/cle_weights_onnx.npz"), prefix: "")
+  }
+
+  /// Whole networks: what AIMET's folded and equalized models computed, and that ours compute the same
+  /// as the original.
+  @Test(arguments: ["model_tiny_resnet", "model_mobilenet_v2_w0.1"])
+  func wholeNetworksGiveAIMETsOutputs(_ model: String) throws {
+    let recorded = try arrays("\(model)/io.npz")
+    let x = try #require(recorded["x"])
+    let original = try load("\(model)/net.onnx")
+    var folded = original
+    try BatchNormFolding().apply(to: &folded)
+    var exact = CrossLayerEqualization.Options()
+    exact.absorbsHighBiases = false
+    var aimet = CrossLayerEqualization.Options()
+    aimet.method = .aimet
+    for (key, options) in [
+      ("y_bnfold", nil), ("y_cle", aimet), ("y_fp32", exact),
+    ] as [(String, CrossLayerEqualization.Options?)] {
+      var graph = folded
+      if let options { try CrossLayerEqualization(options: options).apply(to: &graph) }
+      let result = try Session(graph: graph).run([graph.inputs[0].name: x])
+      let actual = try #require(result.values.first).floats()
+      let expected = try #require(recorded[key]).floats()
+      #expect(actual.count == expected.count)
+      // Issue 2's bound for float results: 10⁻⁴ of the output's range.
+      let range = (expected.max() ?? 0) - (expected.min() ?? 0)
+      for (a, e) in zip(actual, expected) { expectClose(a, e, absolute: 1e-4 * range, "\(key)") }
+    }
   }
 }
