@@ -16,13 +16,17 @@ STAGES = ("folded", "equalized")
 
 
 def bounds(path) -> set[str]:
-    """Inputs of Min nodes: what equalization makes of a clip whose bound differs by channel.
+    """Tensors that AIMET's placement quantizes and ours, like a fused clip on a target, does not.
 
-    AIMET would quantize the ReLU before it and the bound as well, which a fused clip on the target
-    does not; its strict loading therefore refuses any file without encodings for these two.
+    The bounds of a Clip if Constant nodes give them, as in torch's exports; and the inputs of a
+    Min, what equalization makes of a clip whose bound differs by channel. AIMET's strict loading
+    refuses any file that lacks encodings for them.
     """
     graph = onnx.load(path, load_external_data=False).graph
-    return {name for node in graph.node if node.op_type == "Min" for name in node.input}
+    constants = {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    clips = {name for node in graph.node if node.op_type == "Clip" for name in node.input[1:]}
+    minima = {name for node in graph.node if node.op_type == "Min" for name in node.input}
+    return clips & constants | minima
 
 
 def example(path, batch: int = 4) -> dict[str, np.ndarray]:
