@@ -92,7 +92,11 @@ def test_aimet_loads_our_encodings(cases, network, stage, config, version):
     assert len(absent) == len(report["mismatches"])  # no other kind of mismatch
     assert set(absent) == set(report["disabled"]) <= bounds(job["model"])
     # To 1e-6 relative: AIMET keeps scales as float32 and adds minimum and maximum from them.
-    assert report["different"] == []
+    # Version 2.0.0 of AIMET's writer lists tensors without a quantizer, the bounds among them.
+    different = [
+        entry for entry in report["different"] if entry["name"] not in bounds(job["model"])
+    ]
+    assert different == []
     with np.load(job["output"]) as simulated:
         for name, ours in sim.run(feed).items():
             # Sums in another order may move a value across a rounding border: one output step.
