@@ -30,11 +30,11 @@ package final class Session {
   /// - Parameters:
   ///   - graph: A valid graph. Constants are used as they are.
   ///   - quantized: Per-tensor encodings by tensor name: right after such a tensor (graph input or
-  ///     node output) is computed it is rounded to its grid. Nodes are fused only where no tensor of
-  ///     `observed` or `extraOutputs` would disappear; a tensor of `quantized` may become a part of
+  ///     node output) is computed it is rounded to its grid. Nodes are fused only where no tensor
+  ///     of `observed` or `extraOutputs` would disappear; a tensor of `quantized` may become a part of
   ///     a fused node, with the same result.
-  ///   - observed: Tensors that `run` hands to its observer, before they are quantized. Tensors that
-  ///     do not hold floats are not shown.
+  ///   - observed: Tensors that `run` hands to its observer, before they are quantized. Tensors
+  ///     that do not hold floats are not shown.
   ///   - extraOutputs: Tensors that `run` returns besides the graph's outputs.
   /// - Throws: `HalfstepError.unsupportedOperator` naming every operator it cannot run;
   ///   `.unknownName` for a tensor that the graph does not have.
@@ -47,8 +47,9 @@ package final class Session {
     let index = GraphIndex(graph)
     let inputNames = Set(graph.inputs.map(\.name))
     for name in quantized.keys.sorted() + observed.sorted() + extraOutputs {
-      guard index.producers[name] != nil || inputNames.contains(name)
-        || graph.initializers[name] != nil
+      guard
+        index.producers[name] != nil || inputNames.contains(name)
+          || graph.initializers[name] != nil
       else { throw HalfstepError(.unknownName, "the graph has no tensor '\(name)'") }
     }
     for (name, encoding) in quantized {
@@ -81,7 +82,7 @@ package final class Session {
   /// Runs the graph.
   ///
   /// - Returns: The graph's outputs, then the extra outputs, by name.
-  /// - Throws: `HalfstepError` naming the input or node: missing or unknown input, wrong type or shape.
+  /// - Throws: `HalfstepError` naming the input or node: missing, unknown, wrong type or shape.
   package func run(
     _ inputs: [String: Tensor], observer: (any TensorObserver)? = nil
   ) throws(HalfstepError) -> OrderedDictionary<String, Tensor> {

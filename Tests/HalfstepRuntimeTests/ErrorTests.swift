@@ -34,13 +34,14 @@ import Testing
     #expect(error.message.contains("nowhere"))
   }
 
-  @Test(arguments: [
-    ([:], HalfstepError.Code.unknownName),
-    (["z": [2, 3]], .unknownName),
-    (["x": [2]], .shapeMismatch),
-    (["x": [2, 4]], .shapeMismatch),
-    (["x": [0, 3]], .shapeMismatch),
-  ] as [([String: [Int]], HalfstepError.Code)])
+  @Test(
+    arguments: [
+      ([:], HalfstepError.Code.unknownName),
+      (["z": [2, 3]], .unknownName),
+      (["x": [2]], .shapeMismatch),
+      (["x": [2, 4]], .shapeMismatch),
+      (["x": [0, 3]], .shapeMismatch),
+    ] as [([String: [Int]], HalfstepError.Code)])
   func wrongInputs(_ shapes: [String: [Int]], _ code: HalfstepError.Code) throws {
     let session = try identity()
     var inputs: [String: Tensor] = [:]

@@ -229,7 +229,9 @@ import Testing
     builder.node("Concat", ["row", "rest"], "target", ["axis": .int(0)])
     builder.node("Reshape", ["x", "target"], "y")
     let values = (0..<12).map(Float.init)
-    let result = try Session(graph: builder.finish("y")).run(["x": Tensor(values, shape: [2, 3, 2])])
+    let result = try Session(graph: builder.finish("y")).run([
+      "x": Tensor(values, shape: [2, 3, 2])
+    ])
     try expect(result["y"]!, values, [2, 6])
   }
 }

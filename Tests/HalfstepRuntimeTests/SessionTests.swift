@@ -70,7 +70,9 @@ import Testing
 
   @Test func everyShapeGetsItsPlan() throws {
     let session = try Session(graph: network())
-    let shapes = [[2, 3, 6, 6], [1, 3, 6, 6], [2, 3, 9, 5], [3, 3, 6, 6], [4, 3, 7, 7], [5, 3, 8, 8]]
+    let shapes = [
+      [2, 3, 6, 6], [1, 3, 6, 6], [2, 3, 9, 5], [3, 3, 6, 6], [4, 3, 7, 7], [5, 3, 8, 8],
+    ]
     var first: [[UInt32]] = []
     for shape in shapes {
       let result = try session.run(["x": input(shape)])

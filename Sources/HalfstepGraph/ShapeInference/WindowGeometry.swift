@@ -19,7 +19,7 @@ package struct WindowGeometry: Hashable, Sendable {
 
   /// Largest stride, dilation or kernel extent that is accepted.
   package static let attributeLimit = 1 << 24
-  /// Largest padding that is accepted: oneDNN writes code for every window that lies in the padding,
+  /// Largest padding that is accepted: oneDNN writes code for each window that lies in the padding,
   /// and ends the process when it runs out of memory for that.
   package static let paddingLimit = 1 << 16
 
@@ -27,8 +27,8 @@ package struct WindowGeometry: Hashable, Sendable {
   ///
   /// - Parameters:
   ///   - input: Spatial extents of the input, each 1 or more.
-  ///   - weightKernel: Spatial extents of the weights, which `kernel_shape` must equal; nil for pools,
-  ///     which need `kernel_shape`.
+  ///   - weightKernel: Spatial extents of the weights, which `kernel_shape` must equal; nil for
+  ///     pools, which need `kernel_shape`.
   /// - Throws: `HalfstepError.invalidGraph` naming the node for a stride or dilation below 1, a
   ///   negative padding, a kernel larger than the padded input, or lists of the wrong length.
   package init(
@@ -100,7 +100,8 @@ package struct WindowGeometry: Hashable, Sendable {
       }
       let padded = input[axis] + padBegin[axis] + padEnd[axis]
       guard padded >= reach else {
-        throw fail("a kernel of \(reach) along axis \(axis + 2) exceeds the padded input of \(padded)")
+        throw fail(
+          "a kernel of \(reach) along axis \(axis + 2) exceeds the padded input of \(padded)")
       }
       var count = (padded - reach + (ceil ? step - 1 : 0)) / step + 1
       // A window that would begin in the padding behind the input is left out.

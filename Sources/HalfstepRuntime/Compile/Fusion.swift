@@ -51,7 +51,8 @@ struct Fusion {
           let node = graph.nodes[use.node]
           guard node.domain.isEmpty, Self.followers.contains(node.opType),
             node.outputs.count(where: { !$0.isEmpty }) == 1,
-            use.input == 0 || (["Add", "Min", "Mul"].contains(node.opType) && node.inputs.count == 2)
+            use.input == 0
+              || (["Add", "Min", "Mul"].contains(node.opType) && node.inputs.count == 2)
           else { break }
           chain.append(use.node)
           taken.insert(use.node)

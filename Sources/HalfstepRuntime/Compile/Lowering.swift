@@ -156,7 +156,8 @@ final class Lowering {
   ) {
     steps.append(
       Step(
-        label: "\(label) '\(currentNode)'", reads: reads.map(\.buffer), writes: writes.map(\.buffer),
+        label: "\(label) '\(currentNode)'", reads: reads.map(\.buffer),
+        writes: writes.map(\.buffer),
         inPlace: inPlace.map { ($0.0.buffer, $0.1.buffer) }, body: body))
   }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is done to a primitive's result: inside the primitive where possible, else in steps after it.
+// What is done to a primitive's result: in the primitive where possible, else in steps after it.
 
 import CDNNL
 import HalfstepGraph

@@ -41,7 +41,7 @@ enum Conversion {
     }
   }
 
-  /// Converts `count` elements of supported types; floats become integers by truncation, saturating.
+  /// Converts `count` elements of supported types; floats are truncated to integers, saturating.
   static func run(
     _ from: DataType, _ source: UnsafeRawPointer, _ to: DataType,
     _ target: UnsafeMutableRawPointer, count: Int

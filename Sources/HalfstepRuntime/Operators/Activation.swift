@@ -17,10 +17,14 @@ let activationOperators: [String: OperatorBuilder] = {
     "Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "Exp", "Abs",
     "Sqrt", "Neg", "Gelu", "Mish",
   ] {
-    table[name] = OperatorBuilder { (lowering, node) throws(HalfstepError) in [try lowering.activation(node)] }
+    table[name] = OperatorBuilder { (lowering, node) throws(HalfstepError) in
+      [try lowering.activation(node)]
+    }
   }
   for name in Activation.scalarFunctions.keys {
-    table[name] = OperatorBuilder { (lowering, node) throws(HalfstepError) in [try lowering.scalarFunction(node)] }
+    table[name] = OperatorBuilder { (lowering, node) throws(HalfstepError) in
+      [try lowering.scalarFunction(node)]
+    }
   }
   table["PRelu"] = OperatorBuilder { (lowering, node) throws(HalfstepError) in
     [try lowering.parametricRelu(node)]

@@ -63,7 +63,9 @@ let arithmeticOperators: [String: OperatorBuilder] = {
     let count = try Tensor([Float(node.inputs.count)], shape: [])
     return [try lowering.arithmetic(.divide, sum, Value(constant: count, staticName: nil))]
   }
-  table["Where"] = OperatorBuilder { (lowering, node) throws(HalfstepError) in [try lowering.select(node)] }
+  table["Where"] = OperatorBuilder { (lowering, node) throws(HalfstepError) in
+    [try lowering.select(node)]
+  }
   table["Not"] = OperatorBuilder { (lowering, node) throws(HalfstepError) in
     let value = try lowering.input(node, 0)
     guard value.dataType == .bool else {
@@ -152,7 +154,8 @@ extension Lowering {
     var b = second
     let type = operation.isComparison ? DataType.bool : first.dataType
     var layout: MemoryDescriptor?
-    if !operation.isComparison, let leader = [a, b].first(where: { !$0.isPlain && $0.shape == shape })
+    if !operation.isComparison,
+      let leader = [a, b].first(where: { !$0.isPlain && $0.shape == shape })
     {
       layout = leader.layout
     }
@@ -181,7 +184,9 @@ extension Lowering {
     let buffers = (a.buffer, b.buffer, result.buffer)
     let dataType = a.dataType
     // Only an operand of the full shape may share its memory with the result.
-    let shared: Value? = a.shape == shape && !operation.isComparison ? a : b.shape == shape && !operation.isComparison ? b : nil
+    let shared: Value? =
+      a.shape == shape && !operation.isComparison
+      ? a : b.shape == shape && !operation.isComparison ? b : nil
     emit(
       "\(operation)", reads: [a, b], writes: [result], inPlace: shared.map { ($0, result) }
     ) { () throws(HalfstepError) in
@@ -196,7 +201,9 @@ extension Lowering {
   ) throws(HalfstepError) {
     let isLogical = [.and, .or, .xor].contains(operation)
     if isLogical == (type == .bool) || (operation == .equal && type == .bool) {
-      if type == .float32 || type == .bool || ArithmeticKernel.integerTypes.contains(type) { return }
+      if type == .float32 || type == .bool || ArithmeticKernel.integerTypes.contains(type) {
+        return
+      }
     }
     throw HalfstepError(.typeMismatch, "operands of \(type) are not supported")
   }

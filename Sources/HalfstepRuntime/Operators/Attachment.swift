@@ -76,9 +76,10 @@ struct Attachment {
       if isUsed(function.algorithm) { return false }
       items.append(.eltwise(function))
     case .sum(let value):
-      // Other implementations preload the accumulator with what they add to, which rounds in another
+      // Other implementations start the accumulator with what they add to, which rounds in another
       // order than adding afterwards.
-      let accumulates = implementation.hasPrefix("brg")
+      let accumulates =
+        implementation.hasPrefix("brg")
         && !items.contains { if case .sum = $0 { true } else { false } }
       items.append(accumulates ? .sum(value) : .binary(dnnl_binary_add, value))
     case .perChannel(let algorithm, let value):
@@ -89,7 +90,7 @@ struct Attachment {
         !isUsed(dnnl_eltwise_linear)
       else { return false }
       // The product with the reciprocal rides on the function before, or on one that does nothing;
-      // the last function adds +0, which makes zeros positive as the kernel in HalfstepNumerics does.
+      // the last function adds +0, which makes zeros positive as HalfstepNumerics' kernel does.
       if case .eltwise(var function)? = items.last {
         function.scale = reciprocal
         items[items.count - 1] = .eltwise(function)

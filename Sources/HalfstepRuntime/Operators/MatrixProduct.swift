@@ -9,7 +9,8 @@ let matrixOperators: [String: OperatorBuilder] = [
   "Gemm": OperatorBuilder { (lowering, node) throws(HalfstepError) in
     [try GeneralMatrixProduct(node, lowering).build([])]
   },
-  "MatMul": OperatorBuilder { (lowering, node) throws(HalfstepError) in [try lowering.matmul(node)] },
+  "MatMul": OperatorBuilder { (lowering, node) throws(HalfstepError) in [try lowering.matmul(node)]
+  },
 ]
 
 /// A Gemm node: `alpha · A' · B' + beta · C`.
@@ -87,7 +88,8 @@ struct GeneralMatrixProduct {
       let value = try lowering.matmul(
         a, b, isATransposed: isATransposed, isBTransposed: isBTransposed)
       return try lowering.apply(
-        operations, to: bias.map { (c) throws(HalfstepError) in
+        operations,
+        to: bias.map { (c) throws(HalfstepError) in
           try lowering.arithmetic(.add, value, c)
         } ?? value)
     }
@@ -176,7 +178,8 @@ extension Lowering {
       let result = try matmul(tall, flat, isBTransposed: isBTransposed)
       return try view(result, as: shape)
     }
-    func descriptor(_ value: Value, _ isTransposed: Bool) throws(HalfstepError) -> MemoryDescriptor {
+    func descriptor(_ value: Value, _ isTransposed: Bool) throws(HalfstepError) -> MemoryDescriptor
+    {
       let lead = [Int](repeating: 1, count: shape.rank - value.rank)
       var dimensions = lead + value.dimensions
       var strides = try Shape(dimensions).strides

@@ -6,10 +6,14 @@ import HalfstepGraph
 import HalfstepNumerics
 
 let movementOperators: [String: OperatorBuilder] = [
-  "Transpose": OperatorBuilder { (lowering, node) throws(HalfstepError) in [try lowering.transpose(node)] },
+  "Transpose": OperatorBuilder { (lowering, node) throws(HalfstepError) in
+    [try lowering.transpose(node)]
+  },
   "Slice": OperatorBuilder { (lowering, node) throws(HalfstepError) in [try lowering.slice(node)] },
   "Split": OperatorBuilder { (lowering, node) throws(HalfstepError) in try lowering.split(node) },
-  "Concat": OperatorBuilder { (lowering, node) throws(HalfstepError) in [try lowering.concatenate(node)] },
+  "Concat": OperatorBuilder { (lowering, node) throws(HalfstepError) in
+    [try lowering.concatenate(node)]
+  },
   "Expand": OperatorBuilder { (lowering, node) throws(HalfstepError) in
     let value = try lowering.input(node, 0)
     guard let target = try lowering.constantIntegers(node, 1) else {
@@ -21,15 +25,19 @@ let movementOperators: [String: OperatorBuilder] = [
   },
   "Tile": OperatorBuilder { (lowering, node) throws(HalfstepError) in [try lowering.tile(node)] },
   "Pad": OperatorBuilder { (lowering, node) throws(HalfstepError) in [try lowering.pad(node)] },
-  "Gather": OperatorBuilder { (lowering, node) throws(HalfstepError) in [try lowering.gather(node)] },
+  "Gather": OperatorBuilder { (lowering, node) throws(HalfstepError) in [try lowering.gather(node)]
+  },
   "DepthToSpace": OperatorBuilder { (lowering, node) throws(HalfstepError) in
     [try lowering.depthToSpace(node)]
   },
   "SpaceToDepth": OperatorBuilder { (lowering, node) throws(HalfstepError) in
     [try lowering.spaceToDepth(node)]
   },
-  "Resize": OperatorBuilder { (lowering, node) throws(HalfstepError) in [try lowering.resize(node)] },
-  "Upsample": OperatorBuilder { (lowering, node) throws(HalfstepError) in [try lowering.resize(node)] },
+  "Resize": OperatorBuilder { (lowering, node) throws(HalfstepError) in [try lowering.resize(node)]
+  },
+  "Upsample": OperatorBuilder { (lowering, node) throws(HalfstepError) in
+    [try lowering.resize(node)]
+  },
 ]
 
 extension Lowering {
@@ -97,7 +105,8 @@ extension Lowering {
         throw HalfstepError(.invalidGraph, "steps: expected a number other than 0")
       }
       func clamped(_ position: Int, _ range: ClosedRange<Int>) -> Int {
-        let absolute = position < 0 ? position.addingReportingOverflow(extent).partialValue : position
+        let absolute =
+          position < 0 ? position.addingReportingOverflow(extent).partialValue : position
         return min(max(absolute, range.lowerBound), range.upperBound)
       }
       let count: Int

@@ -148,9 +148,10 @@ extension Lowering {
     let count = value.dimensions[axis...].reduce(1, *)
     let epsilon = Double(node.floatAttribute("epsilon") ?? 1e-5)
     var result = try normalizedRows(value, count: count, epsilon: epsilon)
-    let parameters: [(Arithmetic, Value)] = [
-      (.multiply, try floatInput(node, 1)),
-    ] + (try optionalFloatInput(node, 2).map { [(.add, $0)] } ?? [])
+    let parameters: [(Arithmetic, Value)] =
+      [
+        (.multiply, try floatInput(node, 1))
+      ] + (try optionalFloatInput(node, 2).map { [(.add, $0)] } ?? [])
     for (operation, parameter) in parameters {
       guard try ShapeRules.broadcast([parameter.shape, value.shape]) == value.shape else {
         throw HalfstepError(

@@ -6,7 +6,9 @@ import HalfstepGraph
 import HalfstepNumerics
 
 let poolingOperators: [String: OperatorBuilder] = [
-  "MaxPool": OperatorBuilder { (lowering, node) throws(HalfstepError) in [try lowering.pool(node, isMax: true)] },
+  "MaxPool": OperatorBuilder { (lowering, node) throws(HalfstepError) in
+    [try lowering.pool(node, isMax: true)]
+  },
   "AveragePool": OperatorBuilder { (lowering, node) throws(HalfstepError) in
     [try lowering.pool(node, isMax: false)]
   },

@@ -5,7 +5,9 @@ import HalfstepGraph
 import HalfstepNumerics
 
 let quantizationOperators: [String: OperatorBuilder] = [
-  "QuantizeLinear": OperatorBuilder { (lowering, node) throws(HalfstepError) in [try lowering.quantize(node)] },
+  "QuantizeLinear": OperatorBuilder { (lowering, node) throws(HalfstepError) in
+    [try lowering.quantize(node)]
+  },
   "DequantizeLinear": OperatorBuilder { (lowering, node) throws(HalfstepError) in
     [try lowering.dequantize(node)]
   },

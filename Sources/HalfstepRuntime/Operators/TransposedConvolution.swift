@@ -88,7 +88,8 @@ struct TransposedConvolution {
           throw fail("output_shape: \(size) is out of range")
         }
         let total = max(0, extent - size)
-        padBegin[axis] = auto == "SAME_UPPER" || wanted != nil && auto == "NOTSET"
+        padBegin[axis] =
+          auto == "SAME_UPPER" || wanted != nil && auto == "NOTSET"
           ? total / 2 : total - total / 2
         padEnd[axis] = total - padBegin[axis]
         spatial.append(max(size, extent - total))
@@ -111,8 +112,8 @@ struct TransposedConvolution {
     self.bias = bias
   }
 
-  /// Computes the result without paddings and cuts them off: oneDNN would have to know paddings that
-  /// are negative where `output_padding` exceeds them.
+  /// Computes the result without paddings and cuts them off: oneDNN would have to know paddings
+  /// that are negative where `output_padding` exceeds them.
   func build(_ operations: [PostOperation]) throws(HalfstepError) -> Value {
     let kernel = Array(weights.dimensions[2...])
     var produced: [Int] = []
@@ -120,7 +121,8 @@ struct TransposedConvolution {
       produced.append(
         strides[axis] * (input.shape[axis + 2] - 1) + (kernel[axis] - 1) * dilations[axis] + 1)
     }
-    let direct = zip(zip(produced, outputShape.dimensions[2...]), zip(padBegin, padEnd)).allSatisfy {
+    let direct = zip(zip(produced, outputShape.dimensions[2...]), zip(padBegin, padEnd)).allSatisfy
+    {
       $0.0 - $1.0 - $1.1 == $0.1
     }
     let spatial = direct ? Array(outputShape.dimensions[2...]) : produced

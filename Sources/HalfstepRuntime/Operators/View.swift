@@ -5,7 +5,9 @@ import HalfstepGraph
 import HalfstepNumerics
 
 let viewOperators: [String: OperatorBuilder] = [
-  "Identity": OperatorBuilder { (lowering, node) throws(HalfstepError) in [try lowering.input(node, 0)] },
+  "Identity": OperatorBuilder { (lowering, node) throws(HalfstepError) in
+    [try lowering.input(node, 0)]
+  },
   "Dropout": OperatorBuilder { (lowering, node) throws(HalfstepError) in
     if let mode = try lowering.optionalInput(node, 2) {
       guard let tensor = mode.constant, tensor.dataType == .bool, tensor.count == 1,

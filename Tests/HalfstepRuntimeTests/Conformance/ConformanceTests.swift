@@ -46,10 +46,13 @@ private let folders = (ProcessInfo.processInfo.environment["HALFSTEP_ONNX_NODE_T
       }
     }
     let total = passed.values.reduce(0, +)
-    print("conformance: \(total) passed, \(failed.count) failed, "
-      + "\(declined.values.map(\.count).reduce(0, +)) declined")
-    print("passed: " + passed.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }
-      .joined(separator: ", "))
+    print(
+      "conformance: \(total) passed, \(failed.count) failed, "
+        + "\(declined.values.map(\.count).reduce(0, +)) declined")
+    print(
+      "passed: "
+        + passed.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }
+        .joined(separator: ", "))
     if ProcessInfo.processInfo.environment["HALFSTEP_ONNX_NODE_TESTS_VERBOSE"] != nil {
       for (types, reasons) in declined.sorted(by: { $0.key < $1.key }) {
         for reason in reasons { print("declined \(types): \(reason)") }

@@ -38,7 +38,9 @@ struct TensorFile {
   }
 
   private mutating func take(_ count: Int) throws -> [UInt8] {
-    guard count >= 0, position + count <= bytes.count else { throw Unreadable(reason: "ends early") }
+    guard count >= 0, position + count <= bytes.count else {
+      throw Unreadable(reason: "ends early")
+    }
     defer { position += count }
     return Array(bytes[position..<(position + count)])
   }
