@@ -40,10 +40,6 @@ package enum OperatorTraits {
     "AveragePool", "Relu", "Resize", "Upsample", "CropAndResize",
   ]
 
-  /// Types through which the range of a grid is cut or filled but no new value appears; encodings
-  /// files list the tensors around them with one grid.
-  static let clipping: Set<String> = ["Clip", "Max", "Min", "Pad", "Where"]
-
   static let normalizations: Set<String> = [
     "BatchNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization",
     "InstanceNormalization",

@@ -102,9 +102,7 @@ extension _QuantizerBoard {
     func grid(_ tensor: String) -> Int? { grids[tensor].flatMap { assignment[$0] } }
     let moving = graph.nodes.filter {
       OperatorTraits.preservesGrid($0)
-        || $0.domain.isEmpty
-          && (OperatorTraits.joining.contains($0.opType)
-            || OperatorTraits.clipping.contains($0.opType))
+        || $0.domain.isEmpty && OperatorTraits.joining.contains($0.opType)
     }
     func derive(_ node: Node) {
       let inputs = node.inputs.filter { types.isQuantizable($0) }

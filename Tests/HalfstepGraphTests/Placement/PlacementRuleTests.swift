@@ -251,6 +251,15 @@ import Testing
     #expect(placement.propagated == ["m": "x", "f": "x", "t": "s", "y": "s"])
   }
 
+  @Test func inputOfClipIsNotOnItsGrid() throws {
+    var configuration = plain
+    configuration.supergroups = [["Conv", "Clip"]]
+    let placement = try place(
+      ["c = Conv(x, w[4,3,1,1])", "k = Clip(c, l~0, h~6)", "y = Pad(k, q:0,0,1,1,0,0,1,1)"],
+      configuration)
+    #expect(placement.propagated == ["y": "k"])
+  }
+
   @Test func reluSharesItsInputsGridUnlessOthersNeedIt() throws {
     var configuration = plain
     configuration.operators["Relu"] = .init()
