@@ -31,8 +31,8 @@ package final class Session {
   ///   - graph: A valid graph. Constants are used as they are.
   ///   - quantized: Per-tensor encodings by tensor name: right after such a tensor (graph input or
   ///     node output) is computed it is rounded to its grid. Nodes are fused only where no tensor
-  ///     of `observed` or `extraOutputs` would disappear; a tensor of `quantized` may become a part of
-  ///     a fused node, with the same result.
+  ///     of `observed` or `extraOutputs` would disappear; a tensor of `quantized` may become a part
+  ///     of a fused node, with the same result.
   ///   - observed: Tensors that `run` hands to its observer, before they are quantized. Tensors
   ///     that do not hold floats are not shown.
   ///   - extraOutputs: Tensors that `run` returns besides the graph's outputs.

@@ -113,7 +113,8 @@ private struct Convolution {
   /// Whether to ask for blocks of 16 channels where oneDNN would keep channels last.
   ///
   /// With AVX-512 it prefers channels-last, which took about a fifth longer on MobileNetV2 (batch 4, one
-  /// thread) and as long on ResNet-18. A rule on shapes and instruction sets, never on timing.
+  /// thread) and as long on ResNet-18. A rule on shapes and instruction sets, never on
+  /// timing.
   private func prefersBlocks() throws(HalfstepError) -> Bool {
     let isDepthwise = groups == input.shape[1] && groups == outputShape[1]
     guard input.rank == 4, groups == 1 || isDepthwise, outputShape[1] >= Self.block,
