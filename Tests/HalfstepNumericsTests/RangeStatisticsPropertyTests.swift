@@ -98,12 +98,17 @@ import Testing
   }
 
   @Test func paddingZerosDoNotCount() {
-    for values in [[Float](), [1, 2], [-3, 0, 4], [0, 0], [-0.0, 5]] {
+    let data: [[Float]] = [
+      [], [1, 2], [-3, 0, 4], [0, 0], [-0.0, 5], [-2, .nan, 0, 1], Self.data(7), Self.data(9),
+    ]
+    for values in data {
       for padding in [1, 3, 40_000] {
         for keepsHistogram in [false, true] {
           var padded = RangeStatistics(keepsHistogram: keepsHistogram)
-          let block = values + [Float](repeating: 0, count: padding)
-          block.withUnsafeBufferPointer { padded.observe($0, paddingZeros: padding) }
+          // Padding lies among the values, as in a blocked layout.
+          let zeros = [Float](repeating: 0, count: padding)
+          let block = values.prefix(values.count / 2) + zeros + values.dropFirst(values.count / 2)
+          Array(block).withUnsafeBufferPointer { padded.observe($0, paddingZeros: padding) }
           var plain = RangeStatistics(keepsHistogram: keepsHistogram)
           plain.observe(values)
           #expect(padded == plain)

@@ -7,7 +7,8 @@
 struct ValueScan {
   /// Finite values in the extremes and in the bins.
   var count = 0
-  /// Zeros that were set apart on request, and are counted nowhere else.
+  /// Zeros that were set apart on request. They are in no other result; only the counter of their bin
+  /// holds them too.
   var zeros = 0
   var minimum = Float.infinity
   var maximum = -Float.infinity
@@ -52,9 +53,12 @@ struct ValueScan {
     while offset < total {
       let length = min(Self.chunk, total &- offset)
       let part = values + offset
-      let extremes = findExtremes(part, count: length)
-      if extremes.isFinite && !setsZerosApart {
-        count &+= length
+      let extremes =
+        setsZerosApart
+        ? findNonzeroExtremes(part, count: length) : findExtremes(part, count: length)
+      if extremes.isFinite {
+        count &+= length &- extremes.zeros
+        zeros &+= extremes.zeros
         minimum = min(minimum, extremes.minimum)
         maximum = max(maximum, extremes.maximum)
         if let counters, let slots {
@@ -75,7 +79,8 @@ struct ValueScan {
     let last = RangeStatistics.binIndex(maximum, exponent: exponent)
     for index in first...last {
       let slot = counters + (index + RangeStatistics.binsPerSide) * Self.copies
-      let sum = UInt64(slot[0]) + UInt64(slot[1]) + UInt64(slot[2]) + UInt64(slot[3])
+      var sum = UInt64(slot[0]) + UInt64(slot[1]) + UInt64(slot[2]) + UInt64(slot[3])
+      if index == 0 { sum -= UInt64(zeros) }
       if sum > 0 { body(index, sum) }
     }
   }
@@ -115,11 +120,11 @@ struct ValueScan {
       }
       if value == 0 && setsZerosApart {
         zeros &+= 1
-        continue
+      } else {
+        count &+= 1
+        minimum = min(minimum, value)
+        maximum = max(maximum, value)
       }
-      count &+= 1
-      minimum = min(minimum, value)
-      maximum = max(maximum, value)
       if let counters {
         raiseExponent(to: abs(value), counters)
         let bin = RangeStatistics.binIndex(value, exponent: exponent)
@@ -181,6 +186,8 @@ struct Extremes {
   var maximum: Float
   /// Whether no NaN and no infinity was seen.
   var isFinite: Bool
+  /// Zeros that were left out, if they were to be.
+  var zeros = 0
 }
 
 /// Finds the extremes of contiguous floats.
@@ -209,5 +216,43 @@ func findExtremes(_ values: UnsafePointer<Float>, count: Int) -> Extremes {
   if result.minimum == -.infinity || result.maximum == .infinity { result.isFinite = false }
   // All values +∞ or −∞ leave an extreme at its start; so does an empty stretch.
   if result.minimum == .infinity && count > 0 { result.isFinite = false }
+  return result
+}
+
+/// Finds the extremes of those contiguous floats that are not zero, and counts the zeros.
+@inline(never)
+func findNonzeroExtremes(_ values: UnsafePointer<Float>, count: Int) -> Extremes {
+  let infinity = Lanes(repeating: .infinity)
+  var low = infinity
+  var high = -infinity
+  // x − x is NaN for exactly the non-finite values.
+  var residue = Lanes(repeating: 0)
+  var zeros = SIMD16<Int32>(repeating: 0)
+  var index = 0
+  while index &+ Lanes.width <= count {
+    let value = Lanes(loading: values + index)
+    let isZero = value .== 0
+    // A true comparison is −1.
+    zeros &-= unsafeBitCast(isZero, to: SIMD16<Int32>.self)
+    low = value.replacing(with: infinity, where: isZero).atMost(low)
+    high = value.replacing(with: -infinity, where: isZero).atLeast(high)
+    residue += value - value
+    index &+= Lanes.width
+  }
+  var result = Extremes(minimum: low.min(), maximum: high.max(), isFinite: true)
+  result.zeros = Int(zeros.wrappedSum())
+  var rest = residue.sum()
+  while index < count {
+    let value = values[index]
+    rest += value - value
+    if value == 0 {
+      result.zeros += 1
+    } else {
+      if value < result.minimum { result.minimum = value }
+      if value > result.maximum { result.maximum = value }
+    }
+    index &+= 1
+  }
+  result.isFinite = rest == 0
   return result
 }
