@@ -36,7 +36,8 @@ extension Graph {
     var pending = [Int](repeating: 0, count: nodes.count)
     var readers = [[Int]](repeating: [], count: nodes.count)
     for (position, node) in nodes.enumerated() {
-      for name in Set(node.inputs + node.capturedInputs) where !name.isEmpty && !given.contains(name) {
+      for name in Set(node.inputs + node.capturedInputs)
+      where !name.isEmpty && !given.contains(name) {
         guard let source = producer[name] else {
           throw HalfstepError(
             .invalidGraph, "node '\(node.label)' reads '\(name)', which nothing provides",

@@ -25,7 +25,8 @@ extension LinearLayer {
     }
     guard let name else { return [Double](repeating: 0, count: outputChannels) }
     guard let tensor = graph.constant(name, index) else {
-      throw HalfstepError(.internalError, "node '\(node.label)': the bias is gone", node: node.label)
+      throw HalfstepError(
+        .internalError, "node '\(node.label)': the bias is gone", node: node.label)
     }
     let beta = kind == .gemm ? Double(node.floatAttribute("beta") ?? 1) : 1
     let values = try tensor.floats().map { Double($0) * beta }

@@ -15,7 +15,8 @@ public struct Shape: Hashable, Sendable, CustomStringConvertible {
   ///   of 2⁴⁸ or more.
   public init(_ dimensions: [Int]) throws(HalfstepError) {
     guard dimensions.count <= Self.maximumRank else {
-      throw HalfstepError(.invalidArgument, "shape: expected rank up to 32, got \(dimensions.count)")
+      throw HalfstepError(
+        .invalidArgument, "shape: expected rank up to 32, got \(dimensions.count)")
     }
     // Zero extents are left out of the overflow check, so that [0, 2^40, 2^40] is refused as well.
     var magnitude = 1

@@ -64,14 +64,17 @@ public struct Tensor: Sendable {
     let shape = try Shape(shape)
     guard elements.count == shape.elementCount else {
       throw HalfstepError(
-        .shapeMismatch, "tensor \(shape): expected \(shape.elementCount) values, got \(elements.count)")
+        .shapeMismatch,
+        "tensor \(shape): expected \(shape.elementCount) values, got \(elements.count)")
     }
     guard dataType.bitWidth == MemoryLayout<Element>.stride * 8 else {
       throw HalfstepError(.typeMismatch, "tensor \(shape): \(Element.self) is not \(dataType)")
     }
     try self.init(uninitialized: dataType, shape: shape)
     elements.withUnsafeBytes { bytes in
-      if let source = bytes.baseAddress { storage.baseAddress.copyMemory(from: source, byteCount: bytes.count) }
+      if let source = bytes.baseAddress {
+        storage.baseAddress.copyMemory(from: source, byteCount: bytes.count)
+      }
     }
   }
 

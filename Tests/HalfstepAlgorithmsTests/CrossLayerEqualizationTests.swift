@@ -110,10 +110,11 @@ import Testing
     #expect(try floats(graph, "w2")[1] == 1)
   }
 
-  @Test(arguments: [
-    ([0, 1], [1, 1]), ([.leastNonzeroMagnitude, 1], [1, 1]), ([1, 1], [0, 1]),
-    ([0x1p-21, 1], [1, 1]), ([1, 1], [0x1p-21, 1]), ([0, 1], [0, 1]),
-  ] as [([Float], [Float])])
+  @Test(
+    arguments: [
+      ([0, 1], [1, 1]), ([.leastNonzeroMagnitude, 1], [1, 1]), ([1, 1], [0, 1]),
+      ([0x1p-21, 1], [1, 1]), ([1, 1], [0x1p-21, 1]), ([0, 1], [0, 1]),
+    ] as [([Float], [Float])])
   func deadChannelKeepsFactorOne(_ first: [Float], _ second: [Float]) throws {
     var graph = try pair(first, second).finish("y")
     let report = try CrossLayerEqualization().apply(to: &graph)
@@ -204,7 +205,9 @@ import Testing
       }
     }
     var graph = try pair([8, 1], [1, 1], bias: [1, .nan]).finish("y")
-    let error = #expect(throws: HalfstepError.self) { try CrossLayerEqualization().apply(to: &graph) }
+    let error = #expect(throws: HalfstepError.self) {
+      try CrossLayerEqualization().apply(to: &graph)
+    }
     #expect(error?.message == "node 'conv1' bias: channel 1 is nan")
   }
 

@@ -79,7 +79,8 @@ private let goldenFolder: String? = {
     let largest = expected.reduce(0) { max($0, abs($1)) }
     // Sums of at most 72 products in single precision, three layers deep.
     for (a, e) in zip(actual.values, expected) {
-      expectClose(Float(a), e, absolute: 0x1p-17 * largest, "\(key)", sourceLocation: sourceLocation)
+      expectClose(
+        Float(a), e, absolute: 0x1p-17 * largest, "\(key)", sourceLocation: sourceLocation)
     }
   }
 

@@ -33,7 +33,9 @@ import Testing
     _ b: inout GraphBuilder, _ random: inout SeededGenerator, _ opType: String, _ input: String,
     _ output: String, _ shape: [Int], group: Int = 1, pads: [Int64] = [0, 0, 0, 0]
   ) throws {
-    let spread = (0..<shape[0]).map { _ in Float(sign: .plus, exponent: Int.random(in: -5...5, using: &random), significand: 1) }
+    let spread = (0..<shape[0]).map { _ in
+      Float(sign: .plus, exponent: Int.random(in: -5...5, using: &random), significand: 1)
+    }
     let inner = shape.dropFirst().reduce(1, *)
     let weight = (0..<shape[0] * inner).map {
       Float.random(in: -1...1, using: &random) * spread[$0 / inner]

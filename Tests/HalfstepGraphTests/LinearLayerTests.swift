@@ -32,7 +32,8 @@ import Testing
   }
 
   @Test(arguments: [
-    Case(opType: "Conv", shape: [6, 2, 1, 2], attributes: [("group", 2)], channels: (6, 4), element: 5),
+    Case(
+      opType: "Conv", shape: [6, 2, 1, 2], attributes: [("group", 2)], channels: (6, 4), element: 5),
     Case(
       opType: "ConvTranspose", shape: [4, 3, 1, 2], attributes: [("group", 2)], channels: (6, 4),
       element: 3),

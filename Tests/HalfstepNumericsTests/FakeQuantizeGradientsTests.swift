@@ -43,7 +43,8 @@ import Testing
       let upstream = random.floats(shape.elementCount, in: -1...1)
       let input = try Tensor(values, shape: dimensions)
       let gradient = try Tensor(upstream, shape: dimensions)
-      for granularity in GroupLayoutTests.granularities(rank: shape.rank) where shape.rank < 4
+      for granularity in GroupLayoutTests.granularities(rank: shape.rank)
+      where shape.rank < 4
         || granularity != .perTensor
       {
         let groups = try granularity.groupCount(for: shape)

@@ -19,7 +19,8 @@ package struct GraphBuilder {
 
   /// Adds a constant and returns its name.
   @discardableResult
-  package mutating func constant(_ name: String, _ values: [Float], _ shape: [Int]) throws -> String {
+  package mutating func constant(_ name: String, _ values: [Float], _ shape: [Int]) throws -> String
+  {
     graph.initializers[name] = try Tensor(values, shape: shape)
     return name
   }

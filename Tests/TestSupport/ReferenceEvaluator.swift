@@ -58,7 +58,8 @@ package struct ReferenceEvaluator {
       return fill([rows, columns]) { at in
         var sum = 0.0
         for k in 0..<depth {
-          sum += a.values[at[0] * depth + k]
+          sum +=
+            a.values[at[0] * depth + k]
             * b.values[transposed ? at[1] * depth + k : k * columns + at[1]]
         }
         return alpha * sum + (node.input(2).map { beta * tensors[$0]!.broadcast(at) } ?? 0)
@@ -98,9 +99,11 @@ package struct ReferenceEvaluator {
         return value < 0 ? value * slope.broadcast(at) : value
       }
     case "Clip":
-      let low = node.input(1).map { tensors[$0]!.values[0] }
+      let low =
+        node.input(1).map { tensors[$0]!.values[0] }
         ?? node.floatAttribute("min").map(Double.init) ?? -.infinity
-      let high = node.input(2).map { tensors[$0]!.values[0] }
+      let high =
+        node.input(2).map { tensors[$0]!.values[0] }
         ?? node.floatAttribute("max").map(Double.init) ?? .infinity
       return map(argument(0)) { min(max($0, low), high) }
     case "Add": return pairwise(argument(0), argument(1), +)
@@ -190,7 +193,8 @@ package struct ReferenceEvaluator {
           for kx in 0..<w.shape[3] {
             let (y, z) = (at[2] * strides[0] + ky - pads[0], at[3] * strides[1] + kx - pads[1])
             guard y >= 0, y < height, z >= 0, z < width else { continue }
-            sum += x.broadcast([at[0], group * w.shape[1] + i, y, z])
+            sum +=
+              x.broadcast([at[0], group * w.shape[1] + i, y, z])
               * w.broadcast([at[1], i, ky, kx])
           }
         }

@@ -52,7 +52,9 @@ package enum TextGraph {
     }
     let produced = Set(graph.nodes.flatMap(\.outputs))
     graph.inputs = inputs.map {
-      ValueInfo(name: $0.0, dataType: .float32, dimensions: $0.1.map { $0 < 0 ? .symbolic("N") : .fixed($0) })
+      ValueInfo(
+        name: $0.0, dataType: .float32,
+        dimensions: $0.1.map { $0 < 0 ? .symbolic("N") : .fixed($0) })
     }
     graph.outputs = outputs.filter { produced.contains($0) }.map {
       ValueInfo(name: $0, dataType: nil, dimensions: nil)

@@ -100,7 +100,9 @@ struct BatchNormFoldingPass {
         let source = index.producers[layer.input], index.soleUse(of: layer.input)?.input == 0,
         let before = graph.nodes[source].input(0), graph.nodes[source].domain.isEmpty
       {
-        let norm = index.producers[before].flatMap { try? BatchNormParameters(graph, at: $0, index) }
+        let norm = index.producers[before].flatMap {
+          try? BatchNormParameters(graph, at: $0, index)
+        }
         if let norm, let count = flattening(at: source, channels: norm.scale.count, layer) {
           reader = source
           repeats = count

@@ -123,7 +123,8 @@ struct EqualizationPass {
           })
       }
       for bound in tracker.bounds {
-        bounds.append(bound.channels.map { id in tracker.variable(id).flatMap { numbers[$0] } ?? -1 })
+        bounds.append(
+          bound.channels.map { id in tracker.variable(id).flatMap { numbers[$0] } ?? -1 })
       }
       count = numbers.count
     }

@@ -216,7 +216,8 @@ struct _PatternMatcher {
 
   private func operation(_ type: String, _ nodes: [Int], inputs: [String]) -> _Operation {
     _Operation(
-      type: type, domain: "", nodes: nodes, inputs: inputs, outputs: graph.nodes[nodes.last!].outputs
+      type: type, domain: "", nodes: nodes, inputs: inputs,
+      outputs: graph.nodes[nodes.last!].outputs
     )
   }
 

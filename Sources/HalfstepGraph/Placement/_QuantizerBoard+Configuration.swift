@@ -149,9 +149,11 @@ extension _QuantizerBoard {
     for type in types.dropFirst() {
       // A tensor that the caller receives has to exist, so nothing fuses over it.
       guard operations.list[chain.last!].outputs.allSatisfy({ !operations.outputs.contains($0) }),
-        operations.list[chain.last!].outputs.reduce(0, {
-          $0 + (operations.consumers[$1]?.count ?? 0)
-        }) == 1,
+        operations.list[chain.last!].outputs.reduce(
+          0,
+          {
+            $0 + (operations.consumers[$1]?.count ?? 0)
+          }) == 1,
         let next = operations.readers(of: chain.last!).first,
         operations.list[next].type == type
       else { return nil }
@@ -171,7 +173,8 @@ extension _QuantizerBoard {
     {
       return true
     }
-    guard let weight = operation.parameters["weight"], let shape = operations.constants[weight]?.shape
+    guard let weight = operation.parameters["weight"],
+      let shape = operations.constants[weight]?.shape
     else { return false }
     if shape.rank == 5 { return true }
     let groups = node.intAttribute("group") ?? 1

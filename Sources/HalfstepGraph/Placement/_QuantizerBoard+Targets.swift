@@ -120,7 +120,8 @@ extension _QuantizerBoard {
 
   /// Outputs of interpolating operators and Relu take the quantizer of the input.
   private mutating func tieOutputsToInputs() {
-    for operation in operations.list where OperatorTraits.inputGridKeeping.contains(operation.type) {
+    for operation in operations.list where OperatorTraits.inputGridKeeping.contains(operation.type)
+    {
       guard let input = operation.input(0), let source = effectiveQuantizer(of: input),
         let leader = self[source.tensor]
       else { continue }
@@ -128,8 +129,10 @@ extension _QuantizerBoard {
         guard let follower = self[output], follower.isEnabled else { continue }
         if follower.isConstrained && !follower.hasSameConstraint(as: leader) {
           // Other readers of the input need its whole range; two different ranges cannot be one.
-          let tensors = Set([source.tensor, input] + source.path.flatMap { operations.list[$0].outputs })
-          if leader.isConstrained || tensors.contains(where: { operations.consumers[$0]?.count != 1 })
+          let tensors = Set(
+            [source.tensor, input] + source.path.flatMap { operations.list[$0].outputs })
+          if leader.isConstrained
+            || tensors.contains(where: { operations.consumers[$0]?.count != 1 })
           {
             continue
           }

@@ -29,7 +29,9 @@ extension RangeStatistics {
   /// - Throws: `HalfstepError.malformedFile` if the bytes are anything else; `.unsupportedVersion` for
   ///   another version of the layout.
   package init(serialized bytes: [UInt8]) throws(HalfstepError) {
-    func fail(_ what: String) -> HalfstepError { HalfstepError(.malformedFile, "statistics: \(what)") }
+    func fail(_ what: String) -> HalfstepError {
+      HalfstepError(.malformedFile, "statistics: \(what)")
+    }
     guard bytes.count >= Self.headerSize, Array(bytes[0..<4]) == Self.signature else {
       throw fail("expected a header of \(Self.headerSize) bytes")
     }

@@ -9,7 +9,8 @@ import Testing
 
 @Suite struct QuantizationSimulationTests {
   let net = [
-    "c = Conv(x, w[4,3,3,3], b[4]) pads=1,1,1,1", "s = Sigmoid(c)", "m = MaxPool(s) kernel_shape=2,2",
+    "c = Conv(x, w[4,3,3,3], b[4]) pads=1,1,1,1", "s = Sigmoid(c)",
+    "m = MaxPool(s) kernel_shape=2,2",
     "y = Conv(m, v[4,4,1,1])",
   ]
 
@@ -195,7 +196,8 @@ import Testing
     #expect(after.activations["c"]?.bits == 4 && after.parameters["w"]?.bits == 4)
     #expect(after.activations["x"] == before.activations["x"])
     // The weight's largest magnitude is at the same place on both grids, 127 and 7 steps out.
-    let ratio = try #require(after.parameters["w"]?.scales[0])
+    let ratio =
+      try #require(after.parameters["w"]?.scales[0])
       / #require(before.parameters["w"]?.scales[0])
     #expect(ratio > 15 && ratio < 19)
     expectError(.invalidArgument, "17") { try simulation.setBits(17, for: "c") }
@@ -254,9 +256,11 @@ import Testing
     let simulation = try simulate(["y = Add(x, x)"], input: [2])
     let data = try ["x": Tensor([0.25, 3], shape: [2])]
     try simulation.setEncoding(
-      Encoding(bits: 2, isSigned: false, isSymmetric: false, scales: [1], zeroPoints: [0]), for: "x")
+      Encoding(bits: 2, isSigned: false, isSymmetric: false, scales: [1], zeroPoints: [0]), for: "x"
+    )
     try simulation.setEncoding(
-      Encoding(bits: 3, isSigned: false, isSymmetric: false, scales: [1], zeroPoints: [0]), for: "y")
+      Encoding(bits: 3, isSigned: false, isSymmetric: false, scales: [1], zeroPoints: [0]), for: "y"
+    )
     let rows = try simulation.analyzeLayers([data]).rows
     // x: signal 0.0625 + 9, error 0.25². y: signal 0.25 + 36; simulated 0 + 6, error 0.5²; alone
     // 0.5 rounds to even 0, the same error.

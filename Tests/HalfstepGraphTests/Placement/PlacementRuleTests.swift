@@ -240,7 +240,8 @@ import Testing
 
   @Test func propagatedTensorsNameTheirSource() throws {
     let net = [
-      "m = MaxPool(x) kernel_shape=2,2", "f = Flatten(m)", "s = Sigmoid(f)", "t = Reshape(s, q:1,-1)",
+      "m = MaxPool(x) kernel_shape=2,2", "f = Flatten(m)", "s = Sigmoid(f)",
+      "t = Reshape(s, q:1,-1)",
       "y = Concat(t, t) axis=0",
     ]
     var configuration = plain
