@@ -112,7 +112,7 @@ private struct Convolution {
 
   /// Whether to ask for blocks of 16 channels where oneDNN would keep channels last.
   ///
-  /// With AVX-512 it prefers channels-last, which took about a fifth longer on MobileNetV2 (batch 4, one
+  /// With AVX-512 it prefers channels-last, which took a fifth longer on MobileNetV2 (batch 4, one
   /// thread) and as long on ResNet-18. A rule on shapes and instruction sets, never on
   /// timing.
   private func prefersBlocks() throws(HalfstepError) -> Bool {
