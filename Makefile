@@ -134,8 +134,16 @@ format: venv-test ## Format Swift and Python
 	$(VENV)/bin/ruff check --fix bindings examples
 	$(VENV)/bin/ruff format bindings examples
 
-test-swift: ## Run the Swift tests
-	$(SWIFT) test $(SWIFT_FLAGS) --disable-testable-imports
+# ONNX's own node tests, as files for the conformance test.
+NODE_TESTS := .build/onnx-node-tests/node
+
+$(NODE_TESTS)/.written: Tests/Conformance/export_node_tests.py $(TEST_FILLED)
+	$(VENV)/bin/python -W ignore Tests/Conformance/export_node_tests.py $(NODE_TESTS)
+	@touch $@
+
+test-swift: $(NODE_TESTS)/.written ## Run the Swift tests, ONNX's node tests among them
+	HALFSTEP_ONNX_NODE_TESTS='$(CURDIR)/$(NODE_TESTS)' \
+	  $(SWIFT) test $(SWIFT_FLAGS) --disable-testable-imports
 
 test-c: stage ## Run the tests of the C interface
 	$(MAKE) --no-print-directory -C Tests/CABITests STAGE='$(STAGE)'
