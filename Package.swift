@@ -33,7 +33,7 @@ let package = Package(
     .systemLibrary(name: "CZlib", providers: [.apt(["zlib1g-dev"])]),
 
     // MARK: - Engine, lowest layer first
-    .target(name: "HalfstepNumerics", dependencies: ["COpenMP"]),
+    .target(name: "HalfstepNumerics", dependencies: ["CDNNL", "COpenMP"]),
     .target(
       name: "HalfstepGraph",
       dependencies: [

@@ -28,6 +28,8 @@ package struct Graph: Sendable {
   /// Batch norms that were folded, by the layer's output tensor; cross-layer equalization absorbs
   /// high biases with them.
   package var foldedBatchNorms: OrderedDictionary<String, FoldedBatchNorm> = [:]
+  /// Grids that weights were rounded to, by constant; a simulation uses those that still fit.
+  package var weightEncodings: OrderedDictionary<String, Encoding> = [:]
   /// The file's own message without nodes and initializers, so that saving loses nothing.
   package var envelope: [UInt8] = []
   private var nextID = 0

@@ -63,6 +63,20 @@ extension QuantizationSimulation {
     try adopt(encoding, forParameter: tensor)
   }
 
+  /// Gives rounded weights the grids that they were rounded to.
+  ///
+  /// Weights that were changed since then are not on their grids any more and get new ones.
+  func adoptWeightEncodings() throws(HalfstepError) {
+    for (name, encoding) in graph.weightEncodings {
+      guard let quantizer = quantizers[name], quantizer.site.role == .parameter,
+        let value = constants[name],
+        let rounded = try? encoding.fakeQuantize(value), try rounded.floats() == value.floats()
+      else { continue }
+      try adopt(encoding, forParameter: name)
+      quantizers[name]?.site.spec.adopt(encoding)
+    }
+  }
+
   /// Sets the grid of a parameter and rounds it, if it is enabled.
   func adopt(_ encoding: Encoding?, forParameter tensor: String) throws(HalfstepError) {
     if let encoding, let value = constants[tensor], quantizers[tensor]?.isEnabled ?? false {

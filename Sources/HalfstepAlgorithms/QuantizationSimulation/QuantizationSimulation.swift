@@ -18,6 +18,8 @@ package final class QuantizationSimulation {
     package var scheme: RangeScheme = .minMax
     /// Names or labels of nodes that stay unquantized.
     package var excludedLayers: [String] = []
+    /// Whether weights that were rounded keep the grids that they were rounded to.
+    package var usesWeightEncodings = true
     package init() {}
   }
 
@@ -89,6 +91,7 @@ package final class QuantizationSimulation {
     for (name, quantizer) in quantizers where quantizer.site.role == .parameter {
       try computeParameterEncoding(name)
     }
+    if options.usesWeightEncodings { try adoptWeightEncodings() }
     resetStatistics()
   }
 

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// A method that rounds one layer at a time.
+
+import HalfstepNumerics
+
+/// What a method made of a layer.
+package struct LayerRounding: Sendable {
+  /// Weights on the encoding's grid, shape of the layer's weight.
+  package var weight: Tensor
+  /// The grid; of the problem's specification.
+  package var encoding: Encoding
+  /// The layer's new bias, `[K]`; nil to keep it.
+  package var bias: [Float]?
+  /// What the report says about how it was found.
+  package var note: String
+
+  package init(weight: Tensor, encoding: Encoding, bias: [Float]? = nil, note: String) {
+    self.weight = weight
+    self.encoding = encoding
+    self.bias = bias
+    self.note = note
+  }
+}
+
+/// A method that rounds one layer at a time.
+///
+/// `LayerReconstruction` compares the result with rounding to nearest on rows that were held out and
+/// keeps the better.
+package protocol LayerRounder {
+  /// Rounds a layer.
+  ///
+  /// Must not depend on the number of threads. Call `problem.progress` now and then.
+  func round(_ problem: LayerProblem) throws(HalfstepError) -> LayerRounding
+}
