@@ -124,13 +124,19 @@ bench: python venv-test venv-aimet ## Time the steps beside their peers (quiet m
 	$(VENV)/bin/python bindings/python/benches/bench_peers.py \
 	  --aimet-python $(AIMET_VENV)/bin/python
 
+# What clang-format keeps in order.
+C_FILES = $(wildcard include/*.h include/*.hpp Sources/*/shim.h Tests/CABITests/*.[ch] \
+  Tests/CABITests/*.cpp bindings/python/native/*.[ch] examples/c/*.c examples/cpp/*.cpp)
+
 lint: venv-test ## Check the formatting of Swift, C and Python
 	$(SWIFT) format lint --strict --recursive Package.swift Sources Tests examples
 	$(VENV)/bin/ruff check bindings examples
 	$(VENV)/bin/ruff format --check bindings examples
+	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
 
-format: venv-test ## Format Swift and Python
+format: venv-test ## Format Swift, C and Python
 	$(SWIFT) format --in-place --recursive Package.swift Sources Tests examples
+	$(VENV)/bin/clang-format -i $(C_FILES)
 	$(VENV)/bin/ruff check --fix bindings examples
 	$(VENV)/bin/ruff format bindings examples
 
@@ -146,7 +152,7 @@ test-swift: $(NODE_TESTS)/.written ## Run the Swift tests, ONNX's node tests amo
 	  $(SWIFT) test $(SWIFT_FLAGS) --disable-testable-imports
 
 test-c: stage ## Run the tests of the C interface
-	$(MAKE) --no-print-directory -C Tests/CABITests STAGE='$(STAGE)'
+	$(MAKE) --no-print-directory -C Tests/CABITests STAGE='$(STAGE)' all sanitize
 
 test-examples: stage python ## Build and run the examples, and compare what they write
 	STAGE='$(STAGE)' PYTHON='$(VENV)/bin/python' Tests/CABITests/examples.sh

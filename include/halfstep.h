@@ -511,6 +511,8 @@ typedef struct hs_equalization_options {
   size_t struct_size;          ///< sizeof(hs_equalization_options)
   int32_t keeps_high_biases;   ///< Not 0: high biases are not absorbed by the next layer.
   int32_t maximum_iterations;  ///< Passes over the model at most; 0 means 50.
+  hs_progress_fn progress;     ///< Called after each pass; may be NULL.
+  void *user_data;             ///< Handed to `progress`.
 } hs_equalization_options;
 
 /// Fills in defaults; NULL is a no-op.
@@ -539,7 +541,7 @@ typedef struct hs_equalized_set {
 /// @param[in] options may be NULL
 /// @param[out] out_report owned by the caller, see hs_equalization_report_free(); may be NULL
 /// @param[out] error may be NULL
-/// @return HS_OK, HS_ERR_NON_FINITE_VALUE, HS_ERR_INVALID_ARGUMENT
+/// @return HS_OK, HS_ERR_NON_FINITE_VALUE, HS_ERR_INVALID_ARGUMENT, HS_ERR_CANCELLED
 /// @since 0.1
 hs_status hs_model_equalize(hs_model *model, const hs_equalization_options *options,
                             hs_equalization_report **out_report, hs_error *error);

@@ -62,6 +62,46 @@ inline std::string text(const char *text) { return text == nullptr ? std::string
 
 }  // namespace detail
 
+/// Told how many steps of how many are done; false cancels.
+using Progress = std::function<bool(std::size_t completed, std::size_t total)>;
+
+namespace detail {
+
+/// A progress function as the C functions take it; what it throws comes out of call().
+class RawProgress {
+ public:
+  explicit RawProgress(Progress progress) : progress_(std::move(progress)) {}
+
+  hs_progress_fn function() const noexcept { return progress_ ? report : nullptr; }
+
+  /// Makes a call that reports to this object, which `user_data` must point to.
+  template <typename Call>
+  auto call(Call call) -> decltype(call()) {
+    try {
+      return call();
+    } catch (const Error &) {
+      if (failure_) std::rethrow_exception(failure_);
+      throw;
+    }
+  }
+
+ private:
+  static int32_t report(std::size_t completed, std::size_t total, void *user_data) {
+    auto *self = static_cast<RawProgress *>(user_data);
+    try {
+      return self->progress_(completed, total) ? 0 : 1;
+    } catch (...) {
+      self->failure_ = std::current_exception();
+      return 1;
+    }
+  }
+
+  Progress progress_;
+  std::exception_ptr failure_;
+};
+
+}  // namespace detail
+
 /// Version of the library, such as "0.1.0".
 inline std::string version() { return hs_version(); }
 
@@ -332,13 +372,17 @@ class Model {
   }
 
   /// Balances the weight ranges of consecutive layers.
-  EqualizationReport equalize(const EqualizationOptions &options = {}) {
+  EqualizationReport equalize(const EqualizationOptions &options = {}, Progress progress = {}) {
+    detail::RawProgress reporter(std::move(progress));
     hs_equalization_options raw;
     hs_equalization_options_init(&raw);
     raw.keeps_high_biases = !options.absorbs_high_biases;
     raw.maximum_iterations = options.maximum_iterations;
-    detail::Owner<hs_equalization_report, hs_equalization_report_free> report(
-        detail::get<hs_equalization_report *>(hs_model_equalize, handle_.get(), &raw));
+    raw.progress = reporter.function();
+    raw.user_data = &reporter;
+    detail::Owner<hs_equalization_report, hs_equalization_report_free> report(reporter.call([&] {
+      return detail::get<hs_equalization_report *>(hs_model_equalize, handle_.get(), &raw);
+    }));
     EqualizationReport result = {};
     result.iterations = detail::get<std::size_t>(hs_equalization_report_iterations, report.get());
     auto count = detail::get<std::size_t>(hs_equalization_report_count, report.get());
@@ -409,9 +453,6 @@ struct LoadReport {
 /// A network simulated on integer hardware.
 class Simulation {
  public:
-  /// Told how many batches of how many are done; false cancels.
-  using Progress = std::function<bool(std::size_t completed, std::size_t total)>;
-
   /// Places quantizers in a network and chooses the grids of its constants.
   explicit Simulation(const Model &model, const SimulationOptions &options = {}) {
     hs_simulation_options raw;
@@ -426,33 +467,17 @@ class Simulation {
 
   /// Observes data batch by batch along the first dimension and chooses the grids.
   void calibrate(const Inputs &inputs, std::size_t batch_size = 0, Progress progress = {}) {
-    struct State {
-      Progress progress;
-      std::exception_ptr failure;
-    } state = {std::move(progress), nullptr};
+    detail::RawProgress reporter(std::move(progress));
     hs_calibration_options options;
     hs_calibration_options_init(&options);
     options.batch_size = batch_size;
-    options.user_data = &state;
-    if (state.progress) {
-      options.progress = [](std::size_t completed, std::size_t total, void *user_data) -> int32_t {
-        auto *state = static_cast<State *>(user_data);
-        try {
-          return state->progress(completed, total) ? 0 : 1;
-        } catch (...) {
-          state->failure = std::current_exception();
-          return 1;
-        }
-      };
-    }
+    options.progress = reporter.function();
+    options.user_data = &reporter;
     detail::RawInputs raw(inputs);
-    try {
+    reporter.call([&] {
       detail::call(hs_simulation_calibrate, handle_.get(), raw.names.data(), raw.views.data(),
                    raw.names.size(), &options);
-    } catch (const Error &) {
-      if (state.failure) std::rethrow_exception(state.failure);
-      throw;
-    }
+    });
   }
 
   /// Observes one batch; follow with compute_encodings().

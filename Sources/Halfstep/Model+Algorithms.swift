@@ -64,16 +64,19 @@ extension Model {
   ///
   /// Fold batch norms first: a batch norm between two layers keeps them apart.
   ///
-  /// - Parameter options: How to equalize.
+  /// - Parameters:
+  ///   - options: How to equalize.
+  ///   - progress: Told after each pass how many were made, and how many may be; false cancels.
   /// - Returns: Which layers were equalized with which.
   /// - Throws: `HalfstepError.invalidArgument` for options out of range; `.nonFiniteValue` for
-  ///   weights; the model is then unchanged.
+  ///   weights; `.cancelled` if `progress` returned false; the model is then unchanged.
   /// - Complexity: O(weights · iterations).
   /// - Reference: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
   ///   Correction", 2019. arXiv:1906.04721
   @discardableResult
   public mutating func equalize(
-    _ options: EqualizationOptions = EqualizationOptions()
+    _ options: EqualizationOptions = EqualizationOptions(),
+    progress: ((_ completed: Int, _ total: Int) -> Bool)? = nil
   ) throws(HalfstepError) -> EqualizationReport {
     guard (1...1_000_000).contains(options.maximumIterations) else {
       throw HalfstepError(
@@ -84,7 +87,8 @@ extension Model {
     algorithm.absorbsHighBiases = options.absorbsHighBiases
     algorithm.maximumIterations = options.maximumIterations
     var copy = graph
-    let report = try CrossLayerEqualization(options: algorithm).apply(to: &copy)
+    let report = try CrossLayerEqualization(options: algorithm).apply(
+      to: &copy, progress: progress.map { tell in { tell($0, options.maximumIterations) } })
     graph = copy
     return EqualizationReport(
       sets: report.sets.map { EqualizedSet(layers: $0.layers, factors: $0.factors) },

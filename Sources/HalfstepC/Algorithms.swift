@@ -132,7 +132,8 @@ public func hs_model_equalize(
     var options = EqualizationOptions()
     options.absorbsHighBiases = given.keeps_high_biases == 0
     if given.maximum_iterations != 0 { options.maximumIterations = Int(given.maximum_iterations) }
-    let result = try handle.model.equalize(options)
+    let result = try handle.model.equalize(
+      options, progress: given.progress.map { call in { call($0, $1, given.user_data) == 0 } })
     outReport?.pointee = handOver(EqualizationReportHandle(result))
   }
 }

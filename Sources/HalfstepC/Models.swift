@@ -5,7 +5,7 @@ import CHalfstep
 import Halfstep
 
 /// Behind `hs_model`: a model, and what was lent from it.
-final class ModelHandle {
+final class ModelHandle: LendsBytes {
   var model: Model {
     didSet {
       pending.clear()
@@ -122,14 +122,9 @@ public func hs_model_serialized_size(
   _ model: OpaquePointer?, _ outSize: UnsafeMutablePointer<Int>?,
   _ error: UnsafeMutablePointer<hs_error>?
 ) -> hs_status {
-  outSize?.pointee = 0
-  return report(to: error) { () throws(HalfstepError) in
-    let handle = try object(model, "model", as: ModelHandle.self)
-    let out = try required(outSize, "out_size")
-    out.pointee = try handle.pending.size("model") { () throws(HalfstepError) in
-      try handle.model.serialized()
-    }
-  }
+  pendingSize(
+    model, "model", outSize, error, key: { "model" },
+    make: { (handle: ModelHandle, _) throws(HalfstepError) in try handle.model.serialized() })
 }
 
 @_cdecl("hs_model_serialize") @implementation
@@ -137,14 +132,9 @@ public func hs_model_serialize(
   _ model: OpaquePointer?, _ buffer: UnsafeMutableRawPointer?, _ capacity: Int,
   _ outSize: UnsafeMutablePointer<Int>?, _ error: UnsafeMutablePointer<hs_error>?
 ) -> hs_status {
-  outSize?.pointee = 0
-  return report(to: error) { () throws(HalfstepError) in
-    let handle = try object(model, "model", as: ModelHandle.self)
-    let source = handle.model
-    try handle.pending.copy("model", to: buffer, capacity: capacity, outSize: outSize) {
-      () throws(HalfstepError) in try source.serialized()
-    }
-  }
+  pendingCopy(
+    model, "model", to: buffer, capacity, outSize, error, key: { "model" },
+    make: { (handle: ModelHandle, _) throws(HalfstepError) in try handle.model.serialized() })
 }
 
 // MARK: - Tensors

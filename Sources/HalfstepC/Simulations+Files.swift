@@ -13,21 +13,22 @@ private func version(
   pointer == nil ? .v1_0_0 : try EncodingsVersion(text: try text(pointer, "version"))
 }
 
+/// The bytes of an encodings file.
+private func encodings(
+  _ handle: SimulationHandle, _ version: String
+) throws(HalfstepError) -> [UInt8] {
+  try handle.simulation.encodings(version: try EncodingsVersion(text: version))
+}
+
 @_cdecl("hs_simulation_encodings_size") @implementation
 public func hs_simulation_encodings_size(
   _ simulation: OpaquePointer?, _ version: UnsafePointer<CChar>?,
   _ outSize: UnsafeMutablePointer<Int>?, _ error: UnsafeMutablePointer<hs_error>?
 ) -> hs_status {
-  outSize?.pointee = 0
-  return report(to: error) { () throws(HalfstepError) in
-    let handle = try object(simulation, "simulation", as: SimulationHandle.self)
-    let version = try HalfstepC.version(version)
-    let out = try required(outSize, "out_size")
-    let source = handle.simulation
-    out.pointee = try handle.pending.size(version.rawValue) { () throws(HalfstepError) in
-      try source.encodings(version: version)
-    }
-  }
+  pendingSize(
+    simulation, "simulation", outSize, error,
+    key: { () throws(HalfstepError) in try HalfstepC.version(version).rawValue },
+    make: encodings)
 }
 
 @_cdecl("hs_simulation_encodings_json") @implementation
@@ -36,15 +37,10 @@ public func hs_simulation_encodings_json(
   _ buffer: UnsafeMutableRawPointer?, _ capacity: Int, _ outSize: UnsafeMutablePointer<Int>?,
   _ error: UnsafeMutablePointer<hs_error>?
 ) -> hs_status {
-  outSize?.pointee = 0
-  return report(to: error) { () throws(HalfstepError) in
-    let handle = try object(simulation, "simulation", as: SimulationHandle.self)
-    let version = try HalfstepC.version(version)
-    let source = handle.simulation
-    try handle.pending.copy(version.rawValue, to: buffer, capacity: capacity, outSize: outSize) {
-      () throws(HalfstepError) in try source.encodings(version: version)
-    }
-  }
+  pendingCopy(
+    simulation, "simulation", to: buffer, capacity, outSize, error,
+    key: { () throws(HalfstepError) in try HalfstepC.version(version).rawValue },
+    make: encodings)
 }
 
 @_cdecl("hs_simulation_export") @implementation

@@ -5,7 +5,7 @@ import CHalfstep
 import Halfstep
 
 /// Behind `hs_simulation`: a simulation, and what was lent from it.
-final class SimulationHandle {
+final class SimulationHandle: LendsBytes {
   let simulation: QuantizationSimModel
   var pending: PendingBytes = PendingBytes()
   private var lentQuantizers: LentList<hs_quantizer>?
@@ -178,14 +178,11 @@ public func hs_simulation_statistics_size(
   _ simulation: OpaquePointer?, _ outSize: UnsafeMutablePointer<Int>?,
   _ error: UnsafeMutablePointer<hs_error>?
 ) -> hs_status {
-  outSize?.pointee = 0
-  return report(to: error) { () throws(HalfstepError) in
-    let handle = try object(simulation, "simulation", as: SimulationHandle.self)
-    let out = try required(outSize, "out_size")
-    out.pointee = try handle.pending.size("statistics") { () throws(HalfstepError) in
+  pendingSize(
+    simulation, "simulation", outSize, error, key: { "statistics" },
+    make: { (handle: SimulationHandle, _) throws(HalfstepError) in
       try handle.simulation.serializedStatistics()
-    }
-  }
+    })
 }
 
 @_cdecl("hs_simulation_serialize_statistics") @implementation
@@ -193,14 +190,11 @@ public func hs_simulation_serialize_statistics(
   _ simulation: OpaquePointer?, _ buffer: UnsafeMutableRawPointer?, _ capacity: Int,
   _ outSize: UnsafeMutablePointer<Int>?, _ error: UnsafeMutablePointer<hs_error>?
 ) -> hs_status {
-  outSize?.pointee = 0
-  return report(to: error) { () throws(HalfstepError) in
-    let handle = try object(simulation, "simulation", as: SimulationHandle.self)
-    let source = handle.simulation
-    try handle.pending.copy("statistics", to: buffer, capacity: capacity, outSize: outSize) {
-      () throws(HalfstepError) in try source.serializedStatistics()
-    }
-  }
+  pendingCopy(
+    simulation, "simulation", to: buffer, capacity, outSize, error, key: { "statistics" },
+    make: { (handle: SimulationHandle, _) throws(HalfstepError) in
+      try handle.simulation.serializedStatistics()
+    })
 }
 
 @_cdecl("hs_simulation_merge_statistics") @implementation

@@ -31,7 +31,18 @@ int main(int, char **arguments) {
   Model moved = std::move(copy);
   CHECK(moved.get() != nullptr && copy.get() == nullptr);
   CHECK(moved.fold_batch_norms().size() == 3);
-  const auto report = moved.equalize();
+  try {
+    moved.equalize({}, [](std::size_t, std::size_t) -> bool { throw 7; });
+    CHECK(false);
+  } catch (int value) {
+    CHECK(value == 7);
+  }
+  std::size_t passes = 0;
+  const auto report = moved.equalize({}, [&](std::size_t completed, std::size_t) {
+    passes = completed;
+    return true;
+  });
+  CHECK(passes >= 1 && passes == report.iterations);
   CHECK(!report.sets.empty() && report.sets[0].layers.size() == report.sets[0].factors.size() + 1);
   CHECK(moved.layers().size() == 4 && moved.layers()[0].channel_minimum.size() == 8);
   CHECK(model.initializers()["stem.weight"].shape() == (std::vector<int64_t>{8, 3, 3, 3}));

@@ -53,10 +53,12 @@ AT(hs_fold, layer, 0);
 AT(hs_fold, batch_norm, 8);
 AT(hs_fold, is_forward, 16);
 
-SIZE(hs_equalization_options, 16);
+SIZE(hs_equalization_options, 32);
 AT(hs_equalization_options, struct_size, 0);
 AT(hs_equalization_options, keeps_high_biases, 8);
 AT(hs_equalization_options, maximum_iterations, 12);
+AT(hs_equalization_options, progress, 16);
+AT(hs_equalization_options, user_data, 24);
 
 SIZE(hs_equalized_set, 40);
 AT(hs_equalized_set, layers, 0);

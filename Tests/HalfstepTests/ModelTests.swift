@@ -43,6 +43,28 @@ import Testing
     for (one, other) in zip(expected, actual) { #expect(abs(one - other) <= 7e-4 * range) }
   }
 
+  @Test func equalizationTellsEachPassAndStopsWhenAsked() throws {
+    var model = try Fixture.model()
+    try model.foldBatchNorms()
+    let before = try model.serialized()
+    var passes: [Int] = []
+    expectError(.cancelled, naming: "round 1") {
+      try model.equalize { completed, total in
+        passes.append(completed)
+        return total != 50
+      }
+    }
+    #expect(passes == [1])
+    #expect(try model.serialized() == before)
+
+    passes = []
+    let report = try model.equalize { completed, _ in
+      passes.append(completed)
+      return true
+    }
+    #expect(passes == Array(1...report.iterations))
+  }
+
   @Test func inspectionRehearsesWithoutChangingTheModel() throws {
     let model = try Fixture.model()
     let before = try model.serialized()

@@ -66,13 +66,17 @@ package struct CrossLayerEqualization: Sendable {
 
   /// Equalizes a graph whose batch norms are folded.
   ///
-  /// - Parameter graph: A valid graph; unchanged if an error is thrown.
+  /// - Parameters:
+  ///   - graph: A valid graph; unchanged if an error is thrown.
+  ///   - progress: Told how many rounds are done after each; false cancels. Only for `.converged`.
   /// - Returns: What was done.
   /// - Throws: `HalfstepError.nonFiniteValue` naming the node for NaN or infinity in its parameters;
-  ///   `.invalidArgument` for an option outside its range.
+  ///   `.invalidArgument` for an option outside its range; `.cancelled` if `progress` returned false.
   /// - Complexity: O(weights + rounds · kernel slices).
   @discardableResult
-  package func apply(to graph: inout Graph) throws(HalfstepError) -> Report {
+  package func apply(
+    to graph: inout Graph, progress: ((_ completed: Int) -> Bool)? = nil
+  ) throws(HalfstepError) -> Report {
     guard options.maximumIterations >= 1, options.tolerance >= 0, options.largestFactor >= 1 else {
       throw HalfstepError(
         .invalidArgument,
@@ -81,7 +85,7 @@ package struct CrossLayerEqualization: Sendable {
     }
     var pass = EqualizationPass(graph)
     switch options.method {
-    case .converged: try pass.equalizeUntilConverged(options)
+    case .converged: try pass.equalizeUntilConverged(options, progress)
     case .aimet: try pass.equalizeLikeAIMET(absorbsHighBiases: options.absorbsHighBiases)
     }
     graph = try pass.finish()

@@ -47,7 +47,7 @@ struct EqualizationPass {
   // MARK: Our method
 
   mutating func equalizeUntilConverged(
-    _ options: CrossLayerEqualization.Options
+    _ options: CrossLayerEqualization.Options, _ progress: ((_ completed: Int) -> Bool)?
   ) throws(HalfstepError) {
     var tracker = ChannelTracker(graph, index, acrossAdditions: options.equalizesResiduals)
     let numbering = Numbering(&tracker)
@@ -66,9 +66,9 @@ struct EqualizationPass {
           inputs: takesPart ? inputs : [], outputs: takesPart ? outputs : []))
     }
     var solver = EqualizationSolver(layers: solverLayers, variableCount: numbering.count)
-    solver.solve(
+    try solver.solve(
       maximumIterations: options.maximumIterations, tolerance: options.tolerance,
-      largestFactor: options.largestFactor)
+      largestFactor: options.largestFactor, progress: progress)
     report.iterations = solver.iterations
     report.isConverged = solver.isConverged
     func factor(_ variable: Int) -> Double { variable < 0 ? 1 : solver.factors[variable] }

@@ -2,6 +2,7 @@
 // Finds the factors that balance weight ranges; tensor math without a graph.
 
 import HalfstepGraph
+import HalfstepNumerics
 
 #if canImport(Glibc)
   import Glibc
@@ -87,7 +88,13 @@ struct EqualizationSolver {
   ///
   /// A move that all factors of a tensor have in common changes no ratio of ranges within any weight,
   /// and such moves wander along a chain of n layers for about n² rounds.
-  mutating func solve(maximumIterations: Int, tolerance: Double, largestFactor: Double) {
+  ///
+  /// - Parameter progress: Told how many rounds are done after each; false cancels.
+  /// - Throws: `HalfstepError.cancelled` if `progress` returned false.
+  mutating func solve(
+    maximumIterations: Int, tolerance: Double, largestFactor: Double,
+    progress: ((_ completed: Int) -> Bool)? = nil
+  ) throws(HalfstepError) {
     let limit = largestFactor
     isConverged = groups.isEmpty
     while !isConverged, iterations < maximumIterations {
@@ -112,6 +119,9 @@ struct EqualizationSolver {
         for consumer in group.consumers { outputCache[consumer] = nil }
       }
       isConverged = movement <= 1 + tolerance
+      if let progress, !progress(iterations) {
+        throw HalfstepError(.cancelled, "equalization was cancelled after round \(iterations)")
+      }
     }
   }
 

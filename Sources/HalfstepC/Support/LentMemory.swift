@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Memory that handles lend to callers.
 
+import CHalfstep
 import Halfstep
 
 /// Allocations that live as long as this object.
@@ -34,6 +35,48 @@ final class LentList<Item> {
     let memory = LentMemory()
     items = source.map { lend($0, memory) }
     self.memory = memory
+  }
+}
+
+/// A handle that gives out bytes in two calls.
+protocol LendsBytes: AnyObject {
+  var pending: PendingBytes { get set }
+}
+
+/// Runs the body of an export that tells how many bytes its counterpart will copy.
+func pendingSize<Handle: LendsBytes>(
+  _ handle: OpaquePointer?, _ name: StaticString, _ outSize: UnsafeMutablePointer<Int>?,
+  _ error: UnsafeMutablePointer<hs_error>?, key: () throws(HalfstepError) -> String,
+  make: (Handle, String) throws(HalfstepError) -> [UInt8]
+) -> hs_status {
+  outSize?.pointee = 0
+  return report(to: error) { () throws(HalfstepError) in
+    let handle = try object(handle, name, as: Handle.self)
+    let key = try key()
+    let out = try required(outSize, "out_size")
+    // Taken out while `make` runs, which may read the handle.
+    var pending = handle.pending
+    defer { handle.pending = pending }
+    out.pointee = try pending.size(key) { () throws(HalfstepError) in try make(handle, key) }
+  }
+}
+
+/// Runs the body of an export that copies bytes to the caller's buffer.
+func pendingCopy<Handle: LendsBytes>(
+  _ handle: OpaquePointer?, _ name: StaticString, to buffer: UnsafeMutableRawPointer?,
+  _ capacity: Int, _ outSize: UnsafeMutablePointer<Int>?, _ error: UnsafeMutablePointer<hs_error>?,
+  key: () throws(HalfstepError) -> String,
+  make: (Handle, String) throws(HalfstepError) -> [UInt8]
+) -> hs_status {
+  outSize?.pointee = 0
+  return report(to: error) { () throws(HalfstepError) in
+    let handle = try object(handle, name, as: Handle.self)
+    let key = try key()
+    var pending = handle.pending
+    defer { handle.pending = pending }
+    try pending.copy(key, to: buffer, capacity: capacity, outSize: outSize) {
+      () throws(HalfstepError) in try make(handle, key)
+    }
   }
 }
 

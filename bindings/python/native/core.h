@@ -88,6 +88,41 @@ int view_from_buffer(core_state *state, const char *name, const Py_buffer *buffe
                      hs_tensor_view *out);
 
 // ------------------------------------------------------------------------------------------------
+// calls.c
+
+/// None, or the exception of a status.
+PyObject *none_or_error(core_state *state, hs_status status, const hs_error *error);
+
+/// Bytes that a handle gives out in two calls: their number, then a copy of them.
+typedef struct byte_source {
+  void *handle;
+  const char *key;  ///< Handed on to both; NULL where a handle has one kind of bytes.
+  hs_status (*size)(void *handle, const char *key, size_t *out_size, hs_error *error);
+  hs_status (*copy)(void *handle, const char *key, void *buffer, size_t capacity, size_t *out_size,
+                    hs_error *error);
+} byte_source;
+
+/// A bytes object with what the source gives, asked for without the GIL; NULL if it raised.
+PyObject *bytes_of(core_state *state, handle_lock *lock, const byte_source *source);
+
+/// hs_model_run() or hs_simulation_run() on a handle.
+typedef hs_status (*run_fn)(void *handle, const inputs *inputs, const hs_run_options *options,
+                            hs_tensors **out_outputs, hs_error *error);
+
+/// Runs with the arguments (inputs, extra outputs) and returns {name: Tensor}; NULL if it raised.
+PyObject *run_of(core_state *state, handle_lock *lock, void *handle, run_fn run, PyObject *args);
+
+/// What report_progress() needs as its `user_data`.
+typedef struct progress_context {
+  PyObject *callable;     ///< Or None: then only signals are looked for.
+  PyThreadState *thread;  ///< PyEval_SaveThread()'s result, from before the library was called.
+} progress_context;
+
+/// An hs_progress_fn that calls a Python callable, which cancels by raising or returning False.
+/// After the call, PyErr_Occurred() tells whether it or a signal handler raised.
+int32_t report_progress(size_t completed, size_t total, void *user_data);
+
+// ------------------------------------------------------------------------------------------------
 // tensors.c
 
 /// Makes a dict {name: Tensor} and takes the collection over, also if it raises.

@@ -101,33 +101,25 @@ static PyObject *model_save(PyObject *object, PyObject *args) {
   Py_END_ALLOW_THREADS
   handle_leave(&self->lock);
   Py_DECREF(path);
-  if (status != HS_OK) return raise_error(state, &error);
-  Py_RETURN_NONE;
+  return none_or_error(state, status, &error);
+}
+
+static hs_status serialized_size(void *model, const char *key, size_t *out_size, hs_error *error) {
+  (void)key;
+  return hs_model_serialized_size(model, out_size, error);
+}
+
+static hs_status serialize(void *model, const char *key, void *buffer, size_t capacity,
+                           size_t *out_size, hs_error *error) {
+  (void)key;
+  return hs_model_serialize(model, buffer, capacity, out_size, error);
 }
 
 static PyObject *model_serialize(PyObject *object, PyObject *unused) {
   (void)unused;
   model_object *self = (model_object *)object;
-  core_state *state = state_of(object);
-  if (handle_enter(state, &self->lock) < 0) return NULL;
-  hs_error error;
-  hs_status status;
-  size_t size = 0;
-  Py_BEGIN_ALLOW_THREADS
-  status = hs_model_serialized_size(self->model, &size, &error);
-  Py_END_ALLOW_THREADS
-  PyObject *bytes = NULL;
-  if (status == HS_OK) bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
-  if (bytes) {
-    char *buffer = PyBytes_AsString(bytes);
-    size_t written;
-    Py_BEGIN_ALLOW_THREADS
-    status = hs_model_serialize(self->model, buffer, size, &written, &error);
-    Py_END_ALLOW_THREADS
-    if (status != HS_OK) Py_CLEAR(bytes);
-  }
-  handle_leave(&self->lock);
-  return status == HS_OK ? bytes : raise_error(state, &error);
+  byte_source source = {.handle = self->model, .size = serialized_size, .copy = serialize};
+  return bytes_of(state_of(object), &self->lock, &source);
 }
 
 static PyObject *model_clone(PyObject *object, PyObject *unused) {
@@ -236,44 +228,21 @@ static PyObject *model_set_initializer(PyObject *object, PyObject *args) {
   Py_END_ALLOW_THREADS
   handle_leave(&self->lock);
   PyBuffer_Release(&buffer);
-  if (status != HS_OK) return raise_error(state, &error);
-  Py_RETURN_NONE;
+  return none_or_error(state, status, &error);
 }
 
 // ------------------------------------------------------------------------------------------------
 // Running
 
+static hs_status run(void *model, const inputs *inputs, const hs_run_options *options,
+                     hs_tensors **out_outputs, hs_error *error) {
+  return hs_model_run(model, inputs->names, inputs->views, inputs->count, options, out_outputs,
+                      error);
+}
+
 static PyObject *model_run(PyObject *object, PyObject *args) {
   model_object *self = (model_object *)object;
-  core_state *state = state_of(object);
-  PyObject *values, *extra;
-  if (!PyArg_ParseTuple(args, "OO!:run", &values, &PyTuple_Type, &extra)) return NULL;
-  names names;
-  inputs inputs;
-  if (names_acquire(extra, &names) < 0) return NULL;
-  if (inputs_acquire(state, values, &inputs) < 0) {
-    names_release(&names);
-    return NULL;
-  }
-  hs_run_options options;
-  hs_run_options_init(&options);
-  options.extra_outputs = names.texts;
-  options.extra_output_count = names.count;
-  hs_tensors *outputs = NULL;
-  hs_error error;
-  hs_status status = HS_ERR_INTERNAL;
-  int entered = handle_enter(state, &self->lock) == 0;
-  if (entered) {
-    Py_BEGIN_ALLOW_THREADS
-    status = hs_model_run(self->model, inputs.names, inputs.views, inputs.count, &options, &outputs,
-                          &error);
-    Py_END_ALLOW_THREADS
-    handle_leave(&self->lock);
-  }
-  inputs_release(&inputs);
-  names_release(&names);
-  if (!entered) return NULL;
-  return status == HS_OK ? tensors_to_dict(state, outputs, 1) : raise_error(state, &error);
+  return run_of(state_of(object), &self->lock, self->model, run, args);
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -285,16 +254,16 @@ static PyObject *floats(const float *values, size_t count) {
 
 static PyObject *layer_tuple(const hs_layer *layer) {
   PyObject *name = text_of(layer->name);
-  PyObject *operator= text_of(layer->op_type);
+  PyObject *op_type = text_of(layer->op_type);
   PyObject *weight = text_of(layer->weight);
   PyObject *minimum = floats(layer->channel_minimum, layer->channel_count);
   PyObject *maximum = floats(layer->channel_maximum, layer->channel_count);
-  if (name && operator&& weight && minimum && maximum) {
-    return Py_BuildValue("NNNNNn", name, operator, weight, minimum, maximum,
+  if (name && op_type && weight && minimum && maximum) {
+    return Py_BuildValue("NNNNNn", name, op_type, weight, minimum, maximum,
                          (Py_ssize_t)layer->weight_count);
   }
   Py_XDECREF(name);
-  Py_XDECREF(operator);
+  Py_XDECREF(op_type);
   Py_XDECREF(weight);
   Py_XDECREF(minimum);
   Py_XDECREF(maximum);
@@ -378,7 +347,9 @@ static PyObject *model_equalize(PyObject *object, PyObject *args) {
   model_object *self = (model_object *)object;
   core_state *state = state_of(object);
   int absorbs_high_biases, maximum_iterations;
-  if (!PyArg_ParseTuple(args, "pi:equalize", &absorbs_high_biases, &maximum_iterations)) {
+  PyObject *callable;
+  if (!PyArg_ParseTuple(args, "piO:equalize", &absorbs_high_biases, &maximum_iterations,
+                        &callable)) {
     return NULL;
   }
   if (handle_enter(state, &self->lock) < 0) return NULL;
@@ -386,13 +357,19 @@ static PyObject *model_equalize(PyObject *object, PyObject *args) {
   hs_equalization_options_init(&options);
   options.keeps_high_biases = !absorbs_high_biases;
   options.maximum_iterations = maximum_iterations;
+  progress_context context = {.callable = callable};
+  options.progress = report_progress;
+  options.user_data = &context;
   hs_error error;
   hs_equalization_report *report = NULL;
-  hs_status status;
-  Py_BEGIN_ALLOW_THREADS
-  status = hs_model_equalize(self->model, &options, &report, &error);
-  Py_END_ALLOW_THREADS
+  context.thread = PyEval_SaveThread();
+  hs_status status = hs_model_equalize(self->model, &options, &report, &error);
+  PyEval_RestoreThread(context.thread);
   handle_leave(&self->lock);
+  if (PyErr_Occurred()) {  // what the callback or a signal handler raised
+    hs_equalization_report_free(report);
+    return NULL;
+  }
   size_t count = 0, iterations = 0;
   if (status == HS_OK) status = hs_equalization_report_iterations(report, &iterations, &error);
   if (status == HS_OK) status = hs_equalization_report_count(report, &count, &error);

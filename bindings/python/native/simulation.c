@@ -102,26 +102,6 @@ static PyObject *simulation_compute_encodings(PyObject *object, PyObject *unused
   return none_or_error(state, status, &error);
 }
 
-/// What the progress callback needs; it runs on the thread that made the call.
-typedef struct progress_context {
-  PyObject *callable;     ///< Or None: then only signals are looked for.
-  PyThreadState *thread;  ///< Saved while the library works.
-} progress_context;
-
-static int32_t report_progress(size_t completed, size_t total, void *user_data) {
-  progress_context *context = user_data;
-  PyEval_RestoreThread(context->thread);
-  int32_t result = PyErr_CheckSignals() < 0;
-  if (!result && context->callable != Py_None) {
-    PyObject *answer =
-        PyObject_CallFunction(context->callable, "nn", (Py_ssize_t)completed, (Py_ssize_t)total);
-    result = !answer || answer == Py_False;
-    Py_XDECREF(answer);
-  }
-  context->thread = PyEval_SaveThread();
-  return result;
-}
-
 static PyObject *simulation_calibrate(PyObject *object, PyObject *args) {
   simulation_object *self = (simulation_object *)object;
   core_state *state = state_of(object);
@@ -155,25 +135,24 @@ static PyObject *simulation_calibrate(PyObject *object, PyObject *args) {
   return none_or_error(state, status, &error);
 }
 
+static hs_status statistics_size(void *simulation, const char *key, size_t *out_size,
+                                 hs_error *error) {
+  (void)key;
+  return hs_simulation_statistics_size(simulation, out_size, error);
+}
+
+static hs_status serialize_statistics(void *simulation, const char *key, void *buffer,
+                                      size_t capacity, size_t *out_size, hs_error *error) {
+  (void)key;
+  return hs_simulation_serialize_statistics(simulation, buffer, capacity, out_size, error);
+}
+
 static PyObject *simulation_statistics(PyObject *object, PyObject *unused) {
   (void)unused;
   simulation_object *self = (simulation_object *)object;
-  core_state *state = state_of(object);
-  if (handle_enter(state, &self->lock) < 0) return NULL;
-  hs_error error;
-  hs_status status;
-  size_t size = 0;
-  Py_BEGIN_ALLOW_THREADS
-  status = hs_simulation_statistics_size(self->simulation, &size, &error);
-  Py_END_ALLOW_THREADS
-  PyObject *bytes = status == HS_OK ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size) : NULL;
-  if (bytes) {
-    status = hs_simulation_serialize_statistics(self->simulation, PyBytes_AsString(bytes), size,
-                                                &size, &error);
-    if (status != HS_OK) Py_CLEAR(bytes);
-  }
-  handle_leave(&self->lock);
-  return status == HS_OK ? bytes : raise_error(state, &error);
+  byte_source source = {
+      .handle = self->simulation, .size = statistics_size, .copy = serialize_statistics};
+  return bytes_of(state_of(object), &self->lock, &source);
 }
 
 static PyObject *simulation_merge_statistics(PyObject *object, PyObject *args) {
@@ -199,61 +178,37 @@ static PyObject *simulation_merge_statistics(PyObject *object, PyObject *args) {
 // ------------------------------------------------------------------------------------------------
 // Running
 
+static hs_status run(void *simulation, const inputs *inputs, const hs_run_options *options,
+                     hs_tensors **out_outputs, hs_error *error) {
+  return hs_simulation_run(simulation, inputs->names, inputs->views, inputs->count, options,
+                           out_outputs, error);
+}
+
 static PyObject *simulation_run(PyObject *object, PyObject *args) {
   simulation_object *self = (simulation_object *)object;
-  core_state *state = state_of(object);
-  PyObject *values, *extra;
-  if (!PyArg_ParseTuple(args, "OO!:run", &values, &PyTuple_Type, &extra)) return NULL;
-  names names;
-  inputs inputs;
-  if (names_acquire(extra, &names) < 0) return NULL;
-  if (inputs_acquire(state, values, &inputs) < 0) {
-    names_release(&names);
-    return NULL;
-  }
-  hs_run_options options;
-  hs_run_options_init(&options);
-  options.extra_outputs = names.texts;
-  options.extra_output_count = names.count;
-  hs_tensors *outputs = NULL;
-  hs_error error;
-  hs_status status = HS_ERR_INTERNAL;
-  int entered = handle_enter(state, &self->lock) == 0;
-  if (entered) {
-    Py_BEGIN_ALLOW_THREADS
-    status = hs_simulation_run(self->simulation, inputs.names, inputs.views, inputs.count, &options,
-                               &outputs, &error);
-    Py_END_ALLOW_THREADS
-    handle_leave(&self->lock);
-  }
-  inputs_release(&inputs);
-  names_release(&names);
-  if (!entered) return NULL;
-  return status == HS_OK ? tensors_to_dict(state, outputs, 1) : raise_error(state, &error);
+  return run_of(state_of(object), &self->lock, self->simulation, run, args);
 }
 
 // ------------------------------------------------------------------------------------------------
 // Files
 
+static hs_status encodings_size(void *simulation, const char *version, size_t *out_size,
+                                hs_error *error) {
+  return hs_simulation_encodings_size(simulation, version, out_size, error);
+}
+
+static hs_status encodings_json(void *simulation, const char *version, void *buffer,
+                                size_t capacity, size_t *out_size, hs_error *error) {
+  return hs_simulation_encodings_json(simulation, version, buffer, capacity, out_size, error);
+}
+
 static PyObject *simulation_encodings_json(PyObject *object, PyObject *version_object) {
   simulation_object *self = (simulation_object *)object;
-  core_state *state = state_of(object);
   const char *version = utf8_of(version_object, "version");
-  if (!version || handle_enter(state, &self->lock) < 0) return NULL;
-  hs_error error;
-  hs_status status;
-  size_t size = 0;
-  Py_BEGIN_ALLOW_THREADS
-  status = hs_simulation_encodings_size(self->simulation, version, &size, &error);
-  Py_END_ALLOW_THREADS
-  PyObject *bytes = status == HS_OK ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size) : NULL;
-  if (bytes) {
-    status = hs_simulation_encodings_json(self->simulation, version, PyBytes_AsString(bytes), size,
-                                          &size, &error);
-    if (status != HS_OK) Py_CLEAR(bytes);
-  }
-  handle_leave(&self->lock);
-  return status == HS_OK ? bytes : raise_error(state, &error);
+  if (!version) return NULL;
+  byte_source source = {
+      .handle = self->simulation, .key = version, .size = encodings_size, .copy = encodings_json};
+  return bytes_of(state_of(object), &self->lock, &source);
 }
 
 static PyObject *simulation_export(PyObject *object, PyObject *args) {

@@ -10,12 +10,6 @@ typedef struct simulation_object {
   handle_lock lock;
 } simulation_object;
 
-/// None, or the exception of a status.
-static inline PyObject *none_or_error(core_state *state, hs_status status, const hs_error *error) {
-  if (status != HS_OK) return raise_error(state, error);
-  Py_RETURN_NONE;
-}
-
 // quantizers.c
 PyObject *simulation_quantizers(PyObject *self, PyObject *unused);
 PyObject *simulation_encoding(PyObject *self, PyObject *name);

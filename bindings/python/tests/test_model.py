@@ -237,6 +237,25 @@ def test_equalization_keeps_the_function_and_evens_the_channels(model, reference
         model.equalize(max_iterations=0)
 
 
+def test_equalization_tells_its_passes_and_is_cancelled(model):
+    model.fold_batch_norms()
+    before = model.to_bytes()
+    with pytest.raises(halfstep.CancelledError, match="round 1"):
+        model.equalize(progress=lambda completed, total: False)
+
+    def fails(completed, total):
+        with pytest.raises(halfstep.InvalidStateError, match="busy"):
+            model.fold_batch_norms()
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        model.equalize(progress=fails)
+    assert model.to_bytes() == before
+    passes = []
+    report = model.equalize(progress=lambda *step: passes.append(step))
+    assert passes == [(done, 50) for done in range(1, report.iterations + 1)]
+
+
 def test_inspection_gives_the_ranges_of_each_channel(model):
     layers = model.inspect()
     assert [(layer.name, layer.op_type) for layer in layers] == [
@@ -301,7 +320,7 @@ def test_truncated_models_are_refused_or_load(network):
         (np.zeros((1, 3, 8, 8), object), halfstep.TypeMismatchError, "object"),
         (np.zeros((1, 4, 8, 8), np.float32), halfstep.ShapeMismatchError, "4"),
         (np.zeros((3, 8, 8), np.float32), halfstep.ShapeMismatchError, "3, 8, 8"),
-        (np.float32(1), halfstep.ShapeMismatchError, ""),
+        (np.float32(1), halfstep.ShapeMismatchError, "expected rank 4, got 0"),
     ],
     ids=["float64", "int32", "endian", "object", "channels", "rank", "scalar"],
 )

@@ -193,13 +193,13 @@ def bad_batches():
     infinite[0, 0, 0, 0] = np.inf
     good = small_models.data()
     return {
-        "nothing": ([], halfstep.EmptyStatisticsError, ""),
+        "nothing": ([], halfstep.EmptyStatisticsError, "no data has reached"),
         "nan": ([good, nan], halfstep.NonFiniteValueError, "'x'"),
         "infinity": ([good, infinite], halfstep.NonFiniteValueError, "'x'"),
         "shape": ([good, good[:, :2]], halfstep.ShapeMismatchError, "'x'"),
         "type": ([good, good.astype(np.float64)], halfstep.TypeMismatchError, "'x'"),
         "name": ([{"x": good}, {"z": good}], halfstep.HalfstepError, "'z'|'x'"),
-        "no rows": (good[:0], halfstep.HalfstepError, ""),
+        "no rows": (good[:0], halfstep.InvalidArgumentError, "no rows"),
         "nan in one array": (nan, halfstep.NonFiniteValueError, "'x'"),
     }
 

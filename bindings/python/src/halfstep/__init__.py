@@ -46,7 +46,8 @@ from .errors import (
     UnsupportedVersionError,
 )
 from .model import EqualizationReport, EqualizedSet, Fold, Layer, Model, TensorInfo
-from .simulation import Encoding, LoadReport, QuantizationSimModel, Quantizer
+from .quantizers import Encoding, LoadReport, Quantizer
+from .simulation import QuantizationSimModel
 
 if TYPE_CHECKING:
     import numpy as np

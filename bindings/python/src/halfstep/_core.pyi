@@ -27,7 +27,11 @@ class Model:
     def inspect(self) -> list[tuple[str, str, str, bytes, bytes, int]]: ...
     def fold_batch_norms(self) -> list[tuple[str, str, bool]]: ...
     def equalize(
-        self, absorb_high_biases: bool, maximum_iterations: int, /
+        self,
+        absorb_high_biases: bool,
+        maximum_iterations: int,
+        progress: Callable[[int, int], object] | None,
+        /,
     ) -> tuple[int, list[tuple[tuple[str, ...], tuple[bytes, ...]]]]: ...
 
 @final

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _core
+from ._progress import Progress, Reporter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -306,7 +307,11 @@ class Model:
         return tuple(Fold(*fold) for fold in self._handle.fold_batch_norms())
 
     def equalize(
-        self, *, absorb_high_biases: bool = True, max_iterations: int = 50
+        self,
+        *,
+        absorb_high_biases: bool = True,
+        max_iterations: int = 50,
+        progress: bool | Progress = False,
     ) -> EqualizationReport:
         """Balance the weight ranges of consecutive layers, keeping the network's function.
 
@@ -318,6 +323,10 @@ class Model:
             Whether the next layer absorbs high biases.
         max_iterations : int
             Passes over the model at most, 1 or more.
+        progress : bool or callable
+            True shows a bar on a terminal if tqdm is installed. A callable gets the number of
+            passes made and `max_iterations` after each pass, and cancels by returning False or
+            raising; the model is then unchanged.
 
         Returns
         -------
@@ -326,6 +335,8 @@ class Model:
         Raises
         ------
         InvalidArgumentError, NonFiniteValueError
+        CancelledError
+            If `progress` returned False.
 
         References
         ----------
@@ -344,7 +355,8 @@ class Model:
 
         if max_iterations < 1:
             raise InvalidArgumentError(f"max_iterations: expected 1 or more, got {max_iterations}")
-        iterations, sets = self._handle.equalize(absorb_high_biases, max_iterations)
+        with Reporter(progress, "equalizing", "pass") as report:
+            iterations, sets = self._handle.equalize(absorb_high_biases, max_iterations, report)
         return EqualizationReport(
             iterations,
             tuple(

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from . import _core
+from ._progress import Progress, Reporter
 from .errors import CancelledError, InvalidArgumentError, UnknownNameError
 from .model import Model
+from .quantizers import GRANULARITIES, Encoding, LoadReport, Quantizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,67 +28,6 @@ _SCHEMES: dict[str, int] = {
     "mse": 3,
     "entropy": 4,
 }
-_GRANULARITIES = ("per_tensor", "per_channel", "per_block")
-
-
-class Quantizer(NamedTuple):
-    """A tensor that is quantized."""
-
-    #: Name of the tensor.
-    tensor: str
-    #: Tensor whose grid this one shares, or its own name.
-    tied_to: str
-    #: Whether the tensor is a constant, not computed.
-    is_parameter: bool
-    #: Width of the codes.
-    bits: int
-    #: Whether zero sits in the middle of the grid.
-    is_symmetric: bool
-    #: Whether it takes part; values pass through one that does not.
-    is_enabled: bool
-    #: Whether its grid may not change.
-    is_frozen: bool
-    #: Whether its grid is known.
-    has_encoding: bool
-
-
-class Encoding(NamedTuple):
-    """The integer grid of a tensor: ``real = scale * (code - zero_point)``."""
-
-    #: Positive scales, float32: one, one a channel, or one a channel and block (row-major).
-    scales: np.ndarray
-    #: Codes that stand for 0, int32, as many.
-    zero_points: np.ndarray
-    #: "per_tensor", "per_channel" or "per_block".
-    granularity: str
-    #: Channel axis; 0 if per tensor.
-    axis: int
-    #: Per block only; else 0.
-    block_axis: int
-    #: Per block only; else 0.
-    block_size: int
-    #: 2 to 16, or 32 for biases.
-    bits: int
-    #: Whether codes start at ``-2**(bits - 1)``, not at 0.
-    is_signed: bool
-    #: Whether the quantizer was asked to be symmetric.
-    is_symmetric: bool
-    #: Whether the lowest signed code is left out.
-    is_strict: bool
-
-
-class LoadReport(NamedTuple):
-    """What did not match when encodings were loaded."""
-
-    #: Tensors that the file names and that have no quantizer here.
-    unknown: tuple[str, ...]
-    #: Quantizers here that the file does not name.
-    missing: tuple[str, ...]
-    #: Tensor, property, expected, got.
-    different: tuple[str, ...]
-
-
-Progress = Callable[[int, "int | None"], object]
 
 
 class QuantizationSimModel:
@@ -213,7 +154,7 @@ class QuantizationSimModel:
         from . import _arrays
 
         whole = isinstance(data, Mapping) or hasattr(data, "__array__")
-        with self._statistics_lock, _reporter(progress) as report:
+        with self._statistics_lock, Reporter(progress, "calibrating", "batch") as report:
             if whole:
                 inputs = _arrays.as_inputs(data, self._inputs)
                 self._handle.calibrate(inputs, batch_size, report)
@@ -354,7 +295,7 @@ class QuantizationSimModel:
         return Encoding(
             np.frombuffer(scales, np.float32),
             np.frombuffer(zero_points, np.int32),
-            _GRANULARITIES[granularity],
+            GRANULARITIES[granularity],
             axis,
             block_axis,
             block_size,
@@ -390,15 +331,15 @@ class QuantizationSimModel:
         """
         import numpy as np
 
-        if encoding.granularity not in _GRANULARITIES:
+        if encoding.granularity not in GRANULARITIES:
             raise UnknownNameError(
-                f"granularity {encoding.granularity!r}: expected one of {', '.join(_GRANULARITIES)}"
+                f"granularity {encoding.granularity!r}: expected one of {', '.join(GRANULARITIES)}"
             )
         self._handle.set_encoding(
             tensor,
             np.require(encoding.scales, np.float32, "CA"),
             np.require(encoding.zero_points, np.int32, "CA"),
-            _GRANULARITIES.index(encoding.granularity),
+            GRANULARITIES.index(encoding.granularity),
             *encoding[3:],
         )
 
@@ -583,33 +524,3 @@ def _check_bits(bits: int, what: str) -> None:
     # The C interface takes 0 for "the default"; here that would hide a mistake.
     if not 2 <= bits <= 16:
         raise InvalidArgumentError(f"{what}: expected 2 to 16, got {bits}")
-
-
-class _reporter:
-    """Context with the progress callback to use, if any; closes the bar at the end."""
-
-    def __init__(self, progress: bool | Progress) -> None:
-        self.progress = progress
-        self.bar: Any = None
-
-    def __enter__(self) -> Progress | None:
-        if callable(self.progress):
-            return self.progress
-        if not self.progress:
-            return None
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            return None
-        # disable=None: nothing is printed unless stderr is a terminal.
-        self.bar = tqdm(desc="calibrating", unit="batch", disable=None)
-        return self.advance
-
-    def advance(self, completed: int, total: int | None) -> None:
-        """Move the bar."""
-        self.bar.total = total
-        self.bar.update(completed - self.bar.n)
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
