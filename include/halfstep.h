@@ -613,6 +613,61 @@ typedef struct hs_encoding {
 hs_status hs_fake_quantize(const hs_tensor_view *input, const hs_encoding *encoding,
                            float *out_values, size_t capacity, hs_error *error);
 
+/// Carries a gradient back through hs_fake_quantize(), to the input and to the ends of the range.
+///
+/// The input's gradient is the upstream one where the value rounds to a code of the grid, and 0
+/// elsewhere. Range gradients are those of hs_encoding_from_range(), its roundings passed straight
+/// through; they do not depend on the number of threads.
+/// (Bhalgat et al., "LSQ+", 2020, arXiv:2004.09576, expressed in the ends of the range.)
+/// @param[in] input float32 values that were quantized, of any layout
+/// @param[in] encoding the grid, of 16 bits at most; its groups must fit the input's shape
+/// @param[in] minimums lower ends as they were trained, `[encoding.count]`; NULL: the grid's own
+/// @param[in] upstream float32 gradient of the result, of any layout and the input's shape
+/// @param[out] out_input dense, row-major; may be the dense upstream's own memory, `[capacity]`
+/// @param[in] capacity elements that `out_input` has; at least those of `input`
+/// @param[out] out_minimums gradients of the lower ends, `[encoding.count]`; NULL if not wanted
+/// @param[out] out_maximums gradients of the upper ends, `[encoding.count]`; NULL if not wanted
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT, HS_ERR_TYPE_MISMATCH, HS_ERR_SHAPE_MISMATCH
+/// @since 0.1
+hs_status hs_fake_quantize_backward(const hs_tensor_view *input, const hs_encoding *encoding,
+                                    const float *minimums, const hs_tensor_view *upstream,
+                                    float *out_input, size_t capacity, float *out_minimums,
+                                    float *out_maximums, hs_error *error);
+
+/// The grids between the ends of ranges, as range learning trains them.
+///
+/// The scale is `(maximum - minimum) / steps`, and at least 2^-23 or so. Zero points are 0 if
+/// symmetric, else `round(-minimum / scale)` above the lowest code, half to even. Ends on the wrong
+/// side of zero count as 0.
+/// @param[in] minimums lower ends, finite, `[count]`
+/// @param[in] maximums upper ends, finite, `[count]`
+/// @param[in] count number of ranges, at least 1
+/// @param[in] bits width of the codes, 2 to 16
+/// @param[in] is_signed not 0: codes start at -2^(bits-1)
+/// @param[in] is_symmetric not 0: zero points are 0
+/// @param[in] is_strict not 0: the lowest signed code is left out
+/// @param[out] out_scales positive steps, `[count]`
+/// @param[out] out_zero_points codes that stand for 0, `[count]`
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT, HS_ERR_NON_FINITE_VALUE
+/// @since 0.1
+hs_status hs_encoding_from_range(const float *minimums, const float *maximums, size_t count,
+                                 int32_t bits, int32_t is_signed, int32_t is_symmetric,
+                                 int32_t is_strict, float *out_scales, int32_t *out_zero_points,
+                                 hs_error *error);
+
+/// Ends of ranges from which hs_encoding_from_range() makes exactly this encoding.
+/// @param[in] encoding the grid
+/// @param[out] out_minimums lower ends, `[encoding.count]`
+/// @param[out] out_maximums upper ends, `[encoding.count]`
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT also if no range gives the grid: a symmetric one with a
+///   zero point other than 0, one of 32 bits, or a scale below the least one
+/// @since 0.1
+hs_status hs_encoding_to_range(const hs_encoding *encoding, float *out_minimums,
+                               float *out_maximums, hs_error *error);
+
 /// @}
 // ------------------------------------------------------------------------------------------------
 /// @defgroup simulation Quantization simulation

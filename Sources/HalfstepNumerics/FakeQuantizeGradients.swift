@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Backward pass of fake quantization: straight-through, and range learning.
 
-/// Gradients of a loss through fake quantization.
-package struct FakeQuantizeGradients: Sendable {
-  /// Gradient of the input, the input's shape: the upstream gradient inside the grid, 0 outside.
-  package let input: Tensor
+/// Gradients of a loss through the grid of a fake quantization.
+package struct GridGradients: Sendable {
   /// Gradient of each group's scale, the zero point held fixed.
   package let scale: [Double]
   /// Gradient of each group's lowest grid value through a shift of the whole grid.
@@ -40,7 +38,9 @@ package struct FakeQuantizeGradients: Sendable {
       var high = scale[group] / steps
       if !encoding.isSymmetric {
         let step = Double(encoding.scales[group])
-        let minimum = minimums.map { Double($0[group]) } ?? encoding.minimum(group: group)
+        // A trained end on the wrong side of zero acts as 0, as `spanning` takes it.
+        let minimum = min(
+          minimums.map { Double($0[group]) } ?? encoding.minimum(group: group), 0)
         let slope = minimum / (step * step * steps)
         low += shift[group] * (1 / step + slope)
         high -= shift[group] * slope
@@ -50,6 +50,14 @@ package struct FakeQuantizeGradients: Sendable {
     }
     return (lower, upper)
   }
+}
+
+/// Gradients of a loss through fake quantization.
+package struct FakeQuantizeGradients: Sendable {
+  /// Gradient of the input, the input's shape: the upstream gradient inside the grid, 0 outside.
+  package let input: Tensor
+  /// Gradients of the grid.
+  package let grid: GridGradients
 }
 
 extension Encoding {
@@ -75,21 +83,41 @@ extension Encoding {
       throw HalfstepError(
         .shapeMismatch, "upstream gradient: expected \(tensor.shape), got \(upstream.shape)")
     }
+    let layout = try layout(for: tensor.shape)
+    var result = try Tensor(uninitialized: .float32, shape: tensor.shape)
+    let grid = try tensor.withFloats { (values) throws(HalfstepError) in
+      try upstream.withFloats { (gradients) throws(HalfstepError) in
+        try result.withMutableFloats { (output) throws(HalfstepError) in
+          try fakeQuantizeGradients(
+            of: values, upstream: gradients, into: output, layout: layout)
+        }
+      }
+    }
+    return FakeQuantizeGradients(input: result, grid: grid)
+  }
+
+  /// Carries a gradient back through `fakeQuantize(_:)`, into memory of the caller.
+  ///
+  /// - Parameters:
+  ///   - values: The input that was quantized, `layout.elementCount` elements.
+  ///   - upstream: Gradient of the output, as many.
+  ///   - result: Room for as many; may be `upstream`.
+  ///   - layout: What `layout(for:)` made.
+  /// - Returns: Gradients of each group's scale and shift.
+  /// - Throws: `HalfstepError.invalidArgument` for 32-bit codes.
+  package func fakeQuantizeGradients(
+    of values: UnsafeBufferPointer<Float>, upstream: UnsafeBufferPointer<Float>,
+    into result: UnsafeMutableBufferPointer<Float>, layout: GroupLayout
+  ) throws(HalfstepError) -> GridGradients {
     guard bits <= 16 else {
       throw HalfstepError(.invalidArgument, "gradients of \(bits)-bit quantization")
     }
-    let layout = try layout(for: tensor.shape)
-    var result = try Tensor(uninitialized: .float32, shape: tensor.shape)
+    precondition(min(values.count, upstream.count, result.count) >= layout.elementCount)
     var sums = [GradientSums](repeating: GradientSums(), count: scales.count)
-    try tensor.withFloats { (values) throws(HalfstepError) in
-      try upstream.withFloats { (gradients) throws(HalfstepError) in
-        try result.withMutableFloats { (output) throws(HalfstepError) in
-          guard let source = values.baseAddress, let gradient = gradients.baseAddress,
-            let target = output.baseAddress
-          else { return }
-          sums = gradientSums(source, gradient, target, layout)
-        }
-      }
+    if let source = values.baseAddress, let gradient = upstream.baseAddress,
+      let target = result.baseAddress, layout.elementCount > 0
+    {
+      sums = gradientSums(source, gradient, target, layout)
     }
     var scale: [Double] = []
     var shift: [Double] = []
@@ -99,7 +127,7 @@ extension Encoding {
         sum.inside + sum.below * Double(grid.low) + sum.above * Double(grid.high))
       shift.append((sum.below + sum.above) * Double(scales[group]))
     }
-    return FakeQuantizeGradients(input: result, scale: scale, shift: shift)
+    return GridGradients(scale: scale, shift: shift)
   }
 
   private func gradientSums(

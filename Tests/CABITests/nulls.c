@@ -269,6 +269,18 @@ static void test_simulation(void) {
   REFUSED(hs_fake_quantize, NULL, &encoding, &number, 1);
   REFUSED(hs_fake_quantize, &view, NULL, &number, 1);
   REFUSED(hs_fake_quantize, &view, &encoding, NULL, 1);
+  REFUSED(hs_fake_quantize_backward, NULL, &encoding, NULL, &view, &number, 1, NULL, NULL);
+  REFUSED(hs_fake_quantize_backward, &view, NULL, NULL, &view, &number, 1, NULL, NULL);
+  REFUSED(hs_fake_quantize_backward, &view, &encoding, NULL, NULL, &number, 1, NULL, NULL);
+  REFUSED(hs_fake_quantize_backward, &view, &encoding, NULL, &view, NULL, 1, NULL, NULL);
+  int32_t zero = 0;
+  REFUSED(hs_encoding_from_range, NULL, &number, 1, 8, 0, 0, 0, &number, &zero);
+  REFUSED(hs_encoding_from_range, &number, NULL, 1, 8, 0, 0, 0, &number, &zero);
+  REFUSED(hs_encoding_from_range, &number, &number, 1, 8, 0, 0, 0, NULL, &zero);
+  REFUSED(hs_encoding_from_range, &number, &number, 1, 8, 0, 0, 0, &number, NULL);
+  REFUSED(hs_encoding_to_range, NULL, &number, &number);
+  REFUSED(hs_encoding_to_range, &encoding, NULL, &number);
+  REFUSED(hs_encoding_to_range, &encoding, &number, NULL);
 
   hs_tensors_free(data);
   hs_simulation_free(simulation);

@@ -44,7 +44,7 @@ import Testing
       // Inside or outside is decided by rounding; no value here is within half a unit of the border.
       #expect(
         try gradients.input.floats() == #require(arrays[test.key + "_gx"]).floats(), "\(test.key)")
-      let (minimum, maximum) = try gradients.ends(of: test.encoding, minimums: test.minimumSet)
+      let (minimum, maximum) = try gradients.grid.ends(of: test.encoding, minimums: test.minimumSet)
       for group in minimum.indices {
         // AIMET sums in float: an error of 2⁻²⁴ for each of up to `elements` additions of terms up to the
         // gradient (below 4) times the largest code over the number of steps (at most 1), and

@@ -17,7 +17,7 @@ import Testing
     let ones = try Tensor([Float](repeating: 1, count: 7), shape: [7])
     let gradients = try encoding.fakeQuantizeGradients(of: input, upstream: ones)
     #expect(try gradients.input.floats() == [0, 1, 1, 1, 1, 1, 0])
-    let (minimum, maximum) = try gradients.ends(of: encoding)
+    let (minimum, maximum) = try gradients.grid.ends(of: encoding)
     // Quotients are rounded to float: 2⁻²⁴ of up to 10, a few times.
     #expect(abs(minimum[0] - 0.993333) < 1e-5)
     #expect(abs(maximum[0] - 1.006667) < 1e-5)
@@ -31,7 +31,7 @@ import Testing
     let input = try Tensor([-1.5, -0.93, -0.3, 0, 0.7, 1.11], shape: [6])
     let ones = try Tensor([Float](repeating: 1, count: 6), shape: [6])
     let gradients = try encoding.fakeQuantizeGradients(of: input, upstream: ones)
-    let (minimum, maximum) = try gradients.ends(of: encoding)
+    let (minimum, maximum) = try gradients.grid.ends(of: encoding)
     #expect(abs(maximum[0] - 0.016) < 1e-6 && abs(minimum[0] + 0.016) < 1e-6)
   }
 
@@ -72,8 +72,8 @@ import Testing
         // Float partial sums of 1,024 terms up to 1, all added up.
         let tolerance = Double(shape.elementCount) * 0x1p-22 + 1e-9
         for group in 0..<groups {
-          #expect(abs(result.scale[group] - scale[group]) <= tolerance * 16)
-          #expect(abs(result.shift[group] - shift[group]) <= tolerance)
+          #expect(abs(result.grid.scale[group] - scale[group]) <= tolerance * 16)
+          #expect(abs(result.grid.shift[group] - shift[group]) <= tolerance)
         }
       }
     }
@@ -86,7 +86,7 @@ import Testing
     let ones = try Tensor([1, 1, 1, 1], shape: [4])
     let gradients = try encoding.fakeQuantizeGradients(of: input, upstream: ones)
     #expect(try gradients.input.floats() == [0, 0, 0, 1])
-    #expect(gradients.scale == [-128 + 127 - 128])
+    #expect(gradients.grid.scale == [-128 + 127 - 128])
   }
 
   @Test func wrongArgumentsThrow() throws {
@@ -102,6 +102,6 @@ import Testing
       try bias.fakeQuantizeGradients(of: input, upstream: input)
     }
     let gradients = try encoding.fakeQuantizeGradients(of: input, upstream: input)
-    #expect(throws: HalfstepError.self) { try gradients.ends(of: encoding, minimums: [1, 2]) }
+    #expect(throws: HalfstepError.self) { try gradients.grid.ends(of: encoding, minimums: [1, 2]) }
   }
 }

@@ -139,6 +139,9 @@ PyObject *core_model_open(PyObject *module, PyObject *args);
 PyObject *core_model_open_memory(PyObject *module, PyObject *args);
 PyObject *core_simulation_create(PyObject *module, PyObject *args);
 PyObject *core_fake_quantize(PyObject *module, PyObject *args);
+PyObject *core_fake_quantize_backward(PyObject *module, PyObject *args);
+PyObject *core_encoding_from_range(PyObject *module, PyObject *args);
+PyObject *core_encoding_to_range(PyObject *module, PyObject *args);
 
 /// The model inside a Model, with its lock; NULL if it raised.
 hs_model *model_borrow(core_state *state, PyObject *object, handle_lock **out_lock);

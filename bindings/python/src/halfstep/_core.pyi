@@ -105,6 +105,47 @@ def fake_quantize(
     strict: bool,
     /,
 ) -> None: ...
+def fake_quantize_backward(
+    values: Buffer,
+    scales: Buffer,
+    zero_points: Buffer,
+    upstream: Buffer,
+    out: Buffer,
+    minimums: Buffer | None,
+    out_minimums: Buffer | None,
+    out_maximums: Buffer | None,
+    granularity: int,
+    axis: int,
+    block_axis: int,
+    block_size: int,
+    bits: int,
+    signed: bool,
+    symmetric: bool,
+    strict: bool,
+    /,
+) -> None: ...
+def encoding_from_range(
+    minimums: Buffer,
+    maximums: Buffer,
+    bits: int,
+    signed: bool,
+    symmetric: bool,
+    strict: bool,
+    out_scales: Buffer,
+    out_zero_points: Buffer,
+    /,
+) -> None: ...
+def encoding_to_range(
+    scales: Buffer,
+    zero_points: Buffer,
+    bits: int,
+    signed: bool,
+    symmetric: bool,
+    strict: bool,
+    out_minimums: Buffer,
+    out_maximums: Buffer,
+    /,
+) -> None: ...
 def set_thread_count(count: int, /) -> None: ...
 def thread_count() -> int: ...
 def version() -> str: ...
