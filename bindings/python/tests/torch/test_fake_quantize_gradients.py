@@ -171,7 +171,14 @@ def test_grids_of_many_ranges_are_the_same_bits():
     minimum[::7] = 0
     maximum[::11] = 0
     minimum[5], maximum[5] = 1.0, -1.0  # ends that training pushed past zero
-    for grid in (Grid(2), Grid(8), Grid(16), Grid(8, True), Grid(8, True, True), Grid(4, True, True)):
+    for grid in (
+        Grid(2),
+        Grid(8),
+        Grid(16),
+        Grid(8, True),
+        Grid(8, True, True),
+        Grid(4, True, True),
+    ):
         ours = _kernels._grid_from_range(minimum, maximum, grid)
         assert all(map(torch.equal, ours, _kernels._grid_by_torch(minimum, maximum, grid)))
         # And back: the ends that a grid gives lead to the same grid.

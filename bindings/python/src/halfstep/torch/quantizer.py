@@ -98,7 +98,9 @@ class Quantizer(nn.Module):
 
     def _check_bits(self, bits: int) -> None:
         if not 2 <= int(bits) <= 16:
-            raise InvalidArgumentError(f"quantizer '{self.name}': expected 2 to 16 bits, got {bits}")
+            raise InvalidArgumentError(
+                f"quantizer '{self.name}': expected 2 to 16 bits, got {bits}"
+            )
 
     @property
     def bits(self) -> int:
