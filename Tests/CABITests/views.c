@@ -96,6 +96,80 @@ static void test_layouts(void) {
   CHECK(memcmp(out, expected_channels, sizeof out) == 0);
 }
 
+static void test_gradients(void) {
+  // Grid -4 ... 3.5 in steps of 0.5. 0.25 rounds down by half a step, -1.1 up by 0.2, 0.3 by 0.4.
+  const float values[6] = {0.25f, 0.75f, -1.1f, 100, -100, 0.3f};
+  const float upstream[6] = {1, 2, 3, 4, 5, 6};
+  const float expected[6] = {1, 2, 3, 0, 0, 6};
+  const int64_t flat[1] = {6};
+  hs_encoding encoding = grid();
+  hs_tensor_view view = view_of(values, 1, flat, NULL);
+  hs_tensor_view above = view_of(upstream, 1, flat, NULL);
+  float out[6];
+  float minimum, maximum;
+  CHECK_OK(hs_fake_quantize_backward(&view, &encoding, NULL, &above, out, 6, &minimum, &maximum,
+                                     &last_error));
+  CHECK(memcmp(out, expected, sizeof out) == 0);
+  // Over 15 steps: -0.5*1 + 0.5*2 + 0.2*3 + 7*4 - 8*5 + 0.4*6 = -8.5. Quotients are floats.
+  CHECK(fabs(maximum - -8.5 / 15) < 1e-6 && minimum == -maximum);
+  // Neither gradient of the range is wanted; the result takes the place of the upstream gradient.
+  float both[6];
+  memcpy(both, upstream, sizeof both);
+  above.data = both;
+  CHECK_OK(
+      hs_fake_quantize_backward(&view, &encoding, NULL, &above, both, 6, NULL, NULL, &last_error));
+  CHECK(memcmp(both, expected, sizeof both) == 0);
+
+  above.data = upstream;
+  out[0] = 42;
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_fake_quantize_backward(&view, &encoding, NULL, &above,
+                                                                  out, 5, NULL, NULL, &last_error));
+  const int64_t five[1] = {5};
+  above.shape = five;
+  CHECK_STATUS(HS_ERR_SHAPE_MISMATCH, hs_fake_quantize_backward(&view, &encoding, NULL, &above, out,
+                                                                6, NULL, NULL, &last_error));
+  above.shape = flat;
+  above.dtype = HS_DATA_TYPE_INT32;
+  CHECK_STATUS(HS_ERR_TYPE_MISMATCH, hs_fake_quantize_backward(&view, &encoding, NULL, &above, out,
+                                                               6, NULL, NULL, &last_error));
+  CHECK(out[0] == 42);
+}
+
+static void test_ranges(void) {
+  const float minimums[2] = {-1, -0.5f};
+  const float maximums[2] = {2, 2.5f};
+  float scales[2];
+  int32_t zero_points[2];
+  CHECK_OK(
+      hs_encoding_from_range(minimums, maximums, 2, 4, 0, 0, 0, scales, zero_points, &last_error));
+  CHECK(scales[0] == 0.2f && scales[1] == 0.2f && zero_points[0] == 5 && zero_points[1] == 2);
+  hs_encoding encoding = grid();
+  encoding.scales = scales;
+  encoding.zero_points = zero_points;
+  encoding.count = 2;
+  encoding.is_signed = encoding.is_symmetric = 0;
+  float low[2], high[2];
+  CHECK_OK(hs_encoding_to_range(&encoding, low, high, &last_error));
+  CHECK(low[0] == -1 && high[0] == 2 && low[1] == -0.4f && fabsf(high[1] - 2.6f) < 1e-6f);
+
+  const float bad[2] = {0, NAN};
+  CHECK_STATUS(HS_ERR_NON_FINITE_VALUE, hs_encoding_from_range(minimums, bad, 2, 4, 0, 0, 0, scales,
+                                                               zero_points, &last_error));
+  const int32_t widths[] = {1, 17, 32, INT32_MIN, INT32_MAX};
+  for (size_t index = 0; index < sizeof widths / sizeof *widths; ++index) {
+    CHECK_STATUS(HS_ERR_INVALID_ARGUMENT,
+                 hs_encoding_from_range(minimums, maximums, 2, widths[index], 0, 0, 0, scales,
+                                        zero_points, &last_error));
+  }
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_encoding_from_range(minimums, maximums, 0, 4, 0, 0, 0,
+                                                               scales, zero_points, &last_error));
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT,
+               hs_encoding_from_range(minimums, maximums, SIZE_MAX, 4, 0, 0, 0, scales, zero_points,
+                                      &last_error));
+  encoding.bits = 32;
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_encoding_to_range(&encoding, low, high, &last_error));
+}
+
 static void refused(hs_status expected, hs_tensor_view view) {
   float out[8] = {42};
   CHECK_STATUS(expected, quantize(view, out, 8));
@@ -272,5 +346,7 @@ void test_views(void) {
   test_layouts();
   test_refusals();
   test_encodings();
+  test_gradients();
+  test_ranges();
   test_borrowing();
 }

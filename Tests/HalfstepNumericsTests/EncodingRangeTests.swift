@@ -28,7 +28,8 @@ import Testing
     let signed = try spanning([-1], [2], bits: 4, isSigned: true)
     #expect(signed.zeroPoints == [-3])
     // Both ends count: (1 + 0.875)/15, and (0 + 1.875)/15 as well. Strict: 14 steps.
-    let symmetric = try spanning([-1, 0], [0.875, 1.875], bits: 4, isSigned: true, isSymmetric: true)
+    let symmetric = try spanning(
+      [-1, 0], [0.875, 1.875], bits: 4, isSigned: true, isSymmetric: true)
     #expect(symmetric.scales == [0.125, 0.125] && symmetric.zeroPoints == [0, 0])
     let strict = try spanning(
       [-1.75], [1.75], bits: 4, isSigned: true, isSymmetric: true, isStrict: true)

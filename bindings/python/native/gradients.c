@@ -97,10 +97,9 @@ PyObject *core_fake_quantize_backward(PyObject *module, PyObject *args) {
   hs_error error;
   hs_status status;
   Py_BEGIN_ALLOW_THREADS
-  status = hs_fake_quantize_backward(&a[VALUES].view, &encoding, data_of(&a[MINIMUMS]),
-                                     &a[UPSTREAM].view, a[OUT].buffer.buf,
-                                     (size_t)a[OUT].buffer.len / 4, data_of(&a[OUT_LOW]),
-                                     data_of(&a[OUT_HIGH]), &error);
+  status = hs_fake_quantize_backward(
+      &a[VALUES].view, &encoding, data_of(&a[MINIMUMS]), &a[UPSTREAM].view, a[OUT].buffer.buf,
+      (size_t)a[OUT].buffer.len / 4, data_of(&a[OUT_LOW]), data_of(&a[OUT_HIGH]), &error);
   Py_END_ALLOW_THREADS
   release(a, COUNT);
   if (status != HS_OK) return raise_error(state, &error);
@@ -115,8 +114,7 @@ PyObject *core_encoding_from_range(PyObject *module, PyObject *args) {
       [MINIMUMS] = {.name = "minimums", .dtype = floats, .count = -1},
       [MAXIMUMS] = {.name = "maximums", .dtype = floats},
       [SCALES] = {.name = "out_scales", .dtype = floats, .is_writable = 1},
-      [ZERO_POINTS] = {
-          .name = "out_zero_points", .dtype = HS_DATA_TYPE_INT32, .is_writable = 1}};
+      [ZERO_POINTS] = {.name = "out_zero_points", .dtype = HS_DATA_TYPE_INT32, .is_writable = 1}};
   int bits, is_signed, is_symmetric, is_strict;
   if (!PyArg_ParseTuple(args, "OOipppOO:encoding_from_range", &a[MINIMUMS].object,
                         &a[MAXIMUMS].object, &bits, &is_signed, &is_symmetric, &is_strict,
@@ -136,10 +134,9 @@ PyObject *core_encoding_from_range(PyObject *module, PyObject *args) {
   hs_error error;
   hs_status status;
   Py_BEGIN_ALLOW_THREADS
-  status = hs_encoding_from_range(a[MINIMUMS].buffer.buf, a[MAXIMUMS].buffer.buf,
-                                  (size_t)a[MINIMUMS].buffer.len / 4, bits, is_signed,
-                                  is_symmetric, is_strict, a[SCALES].buffer.buf,
-                                  a[ZERO_POINTS].buffer.buf, &error);
+  status = hs_encoding_from_range(
+      a[MINIMUMS].buffer.buf, a[MAXIMUMS].buffer.buf, (size_t)a[MINIMUMS].buffer.len / 4, bits,
+      is_signed, is_symmetric, is_strict, a[SCALES].buffer.buf, a[ZERO_POINTS].buffer.buf, &error);
   Py_END_ALLOW_THREADS
   release(a, COUNT);
   if (status != HS_OK) return raise_error(state, &error);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# The quantizer as a module: ranges, switches, saving, copying, compiling, training in two processes.
+# The quantizer as a module: ranges, switches, saving, copying, compiling, two processes.
 import copy
 import io
 import pickle

@@ -133,7 +133,7 @@ class Quantizer(nn.Module):
 
     @property
     def is_signed(self) -> bool:
-        """Whether codes start at ``-2**(bits - 1)``; a symmetric range is forgotten if it changes."""
+        """Whether codes start at ``-2**(bits - 1)``; a change forgets a symmetric range."""
         return self._is_signed
 
     @is_signed.setter
@@ -407,8 +407,8 @@ class Quantizer(nn.Module):
         return clone
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        # Ranges stay float32 where a model is moved to half precision or double: the grid is defined
-        # in float32 arithmetic.
+        # Ranges stay float32 where a model is moved to half or double precision, because the grid
+        # is defined in float32 arithmetic.
         def moved(tensor: torch.Tensor) -> torch.Tensor:
             result = fn(tensor)
             if result.dtype == tensor.dtype or not tensor.is_floating_point():
