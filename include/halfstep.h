@@ -508,8 +508,9 @@ void hs_fold_report_free(hs_fold_report *report);
 /// How to equalize.
 /// @since 0.1
 typedef struct hs_equalization_options {
-  size_t struct_size;          ///< sizeof(hs_equalization_options)
-  int32_t keeps_high_biases;   ///< Not 0: high biases are not absorbed by the next layer.
+  size_t struct_size;  ///< sizeof(hs_equalization_options)
+  /// Not 0: the next layer absorbs high biases, which may change the network's function.
+  int32_t absorbs_high_biases;
   int32_t maximum_iterations;  ///< Passes over the model at most; 0 means 50.
   hs_progress_fn progress;     ///< Called after each pass; may be NULL.
   void *user_data;             ///< Handed to `progress`.
@@ -534,7 +535,8 @@ typedef struct hs_equalized_set {
   size_t factor_count;           ///< Number of tensors between them that were scaled.
 } hs_equalized_set;
 
-/// Balances the weight ranges of consecutive layers, without changing the network's function.
+/// Balances the weight ranges of consecutive layers, without changing the network's function
+/// (unless high biases are absorbed).
 ///
 /// Fold batch norms first: a batch norm between two layers keeps them apart.
 /// @param[in,out] model unchanged if the call fails

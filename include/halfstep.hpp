@@ -286,7 +286,7 @@ struct EqualizationReport {
 
 /// How to equalize.
 struct EqualizationOptions {
-  bool absorbs_high_biases = true;
+  bool absorbs_high_biases = false;  ///< May change the function.
   int32_t maximum_iterations = 50;
 };
 
@@ -376,7 +376,7 @@ class Model {
     detail::RawProgress reporter(std::move(progress));
     hs_equalization_options raw;
     hs_equalization_options_init(&raw);
-    raw.keeps_high_biases = !options.absorbs_high_biases;
+    raw.absorbs_high_biases = options.absorbs_high_biases;
     raw.maximum_iterations = options.maximum_iterations;
     raw.progress = reporter.function();
     raw.user_data = &reporter;

@@ -17,8 +17,8 @@ public struct BatchNormFold: Hashable, Sendable {
 
 /// How to equalize layers.
 public struct EqualizationOptions: Hashable, Sendable {
-  /// Whether the next layer absorbs high biases; default yes.
-  public var absorbsHighBiases: Bool = true
+  /// Whether the next layer absorbs high biases, which may change the function; default no.
+  public var absorbsHighBiases: Bool = false
   /// Passes over the model at most, 1 or more; default 50.
   public var maximumIterations: Int = 50
 
@@ -62,6 +62,8 @@ extension Model {
 
   /// Balances the weight ranges of consecutive layers, without changing the network's function.
   ///
+  /// Only absorbing high biases, if asked for, changes it: inputs far below a channel's mean then come
+  /// out as if they were larger.
   /// Fold batch norms first: a batch norm between two layers keeps them apart.
   ///
   /// - Parameters:

@@ -130,7 +130,7 @@ public func hs_model_equalize(
     let handle = try object(model, "model", as: ModelHandle.self)
     let given = try HalfstepC.options(options, hs_equalization_options())
     var options = EqualizationOptions()
-    options.absorbsHighBiases = given.keeps_high_biases == 0
+    options.absorbsHighBiases = given.absorbs_high_biases != 0
     if given.maximum_iterations != 0 { options.maximumIterations = Int(given.maximum_iterations) }
     let result = try handle.model.equalize(
       options, progress: given.progress.map { call in { call($0, $1, given.user_data) == 0 } })

@@ -71,7 +71,9 @@ struct QuantizeCommand: ParsableCommand {
     }
     try Interruption.check()
     if equalize {
-      let report = try attempt(.reading) { () throws(HalfstepError) in try network.equalize() }
+      let report = try attempt(.reading) { () throws(HalfstepError) in
+        try network.equalize { _, _ in !Interruption.isRequested }
+      }
       note("equalized \(report.sets.count) sets of layers")
     }
     try Interruption.check()

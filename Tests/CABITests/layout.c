@@ -55,7 +55,7 @@ AT(hs_fold, is_forward, 16);
 
 SIZE(hs_equalization_options, 32);
 AT(hs_equalization_options, struct_size, 0);
-AT(hs_equalization_options, keeps_high_biases, 8);
+AT(hs_equalization_options, absorbs_high_biases, 8);
 AT(hs_equalization_options, maximum_iterations, 12);
 AT(hs_equalization_options, progress, 16);
 AT(hs_equalization_options, user_data, 24);

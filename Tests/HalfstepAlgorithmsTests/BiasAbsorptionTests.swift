@@ -12,6 +12,14 @@ import Testing
     try #require(graph.initializers[name]).floats()
   }
 
+  /// Absorption is on; factors come from the weights alone, so that cases stay easy to work by hand.
+  private let options: CrossLayerEqualization.Options = {
+    var options = CrossLayerEqualization.Options()
+    options.absorbsHighBiases = true
+    options.weighsActivations = false
+    return options
+  }()
+
   /// x → convolution to two channels, bias (20, 1) → `activations` → convolution to one channel. The
   /// weights are balanced, so that only absorption changes anything.
   private func graph(
@@ -42,7 +50,7 @@ import Testing
     // AIMET: c = max(0, β − 3·|γ|) = (7, 0). b₁ − c = (13, 1). The kernel's sum for channel 0 is
     // 0.5 + 1 = 1.5, so b₂ grows by 1.5·7 = 10.5. Ours is the same here: channel 0 reaches 10 + 3 = 13
     // and can come down to 13 − 7 = 6, channel 1 reaches 5, so that all 7 are worth moving.
-    var options = CrossLayerEqualization.Options()
+    var options = options
     options.method = method
     var graph = try graph(["Relu"])
     // Weights that read both channels alike, so that every factor is 1.
@@ -61,14 +69,14 @@ import Testing
     // Channel 1 reaches 6 + 3·2 = 12, with c = 0. Channel 0 reaches 13 and needs to give up 1 of its 7.
     var graph = try graph(["Relu"], gamma: [-1, 2], beta: [10, 6])
     graph.initializers["w2"] = try Tensor([0.5, 1, 1, 0.5], shape: [1, 2, 2, 1])
-    let report = try CrossLayerEqualization().apply(to: &graph)
+    let report = try CrossLayerEqualization(options: options).apply(to: &graph)
     #expect(report.absorbedBiases.map(\.amounts) == [[1, 0]])
     #expect(try floats(graph, "b2") == [4.5])
   }
 
   @Test func recordFollowsTheFactors() throws {
     // s = √(1/0.5) = √2 for channel 1 alone.
-    var options = CrossLayerEqualization.Options()
+    var options = options
     options.absorbsHighBiases = false
     var graph = try graph(["Relu"])
     try CrossLayerEqualization(options: options).apply(to: &graph)
@@ -82,7 +90,7 @@ import Testing
     // Channel 0 stays in 7...8 and can come down to 1; channel 1 reaches min(2 + 3, 8)/√2 = 3.54 with
     // c = 0, so channel 0 gives up 8 − 3.54 and keeps that bound. The bound of channel 1 is 8/√2.
     var graph = try graph(["Clip"])
-    try CrossLayerEqualization().apply(to: &graph)
+    try CrossLayerEqualization(options: options).apply(to: &graph)
     #expect(graph.nodes.map(\.opType) == ["Conv", "Relu", "Min", "Conv"])
     let bound = try floats(graph, graph.nodes[2].inputs[1])
     expectClose(bound[0], Float(5 / 2.0.squareRoot()), ulps: 4)
@@ -92,7 +100,7 @@ import Testing
   @Test func saturatedChannelMovesAsAConstant() throws {
     // β − 3·|γ| = 17 is above the bound 8: the channel is the constant 8. Both channels are, so all moves.
     var graph = try graph(["Clip"], beta: [20, 20])
-    let report = try CrossLayerEqualization().apply(to: &graph)
+    let report = try CrossLayerEqualization(options: options).apply(to: &graph)
     let root = Float(2.0.squareRoot())
     expectClose(report.absorbedBiases[0].amounts[0], 8, ulps: 2)
     expectClose(report.absorbedBiases[0].amounts[1], 8 / root, ulps: 4)
@@ -106,7 +114,7 @@ import Testing
     // the second is not absorbed, or, without activation, exactly.
     let before = try graph(activations)
     var after = before
-    try CrossLayerEqualization().apply(to: &after)
+    try CrossLayerEqualization(options: options).apply(to: &after)
     var random = SeededGenerator(seed: 3)
     let x = ReferenceEvaluator.Array64(
       [1, 1, 4, 4], random.floats(16, in: -10...10).map(Double.init))
@@ -127,7 +135,7 @@ import Testing
     unrecorded.foldedBatchNorms = [:]
     cases.append(unrecorded)
     for var graph in cases {
-      let report = try CrossLayerEqualization().apply(to: &graph)
+      let report = try CrossLayerEqualization(options: options).apply(to: &graph)
       #expect(report.absorbedBiases.isEmpty)
       #expect(try floats(graph, "b2") == [3])
     }

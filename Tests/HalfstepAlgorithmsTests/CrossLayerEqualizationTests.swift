@@ -131,6 +131,40 @@ import Testing
     #expect(report.sets[0].factors == [[4, 0.25]])
   }
 
+  @Test(
+    arguments: [
+      // Means and activation; expected values a; factors. Weights that write: (8, 0.5), that read: (2, 2).
+      // The largest a counts as much as the largest weight, 8: r = max(w, 8·a/max(a)), s = √(r/2). The
+      // factors that follow keep that proportion, so that the second round changes nothing.
+      ([-6, 3], "Relu", [2, 2]),  // a = (0, 3): r = (8, 8)
+      ([-6, 3], "LeakyRelu", [2, 1.4142135]),  // a = (6, 3): r = (8, 4)
+      ([100, 3], "Clip", [2, 1.4142135]),  // a = (6, 3), the bound being 6
+      ([100, 3], "Relu", [2, 0.5]),  // a = (100, 3): r = (8, 0.5), as without a record
+    ] as [([Float], String, [Float])])
+  func expectedActivationsCount(_ means: [Float], _ activation: String, _ factors: [Float]) throws {
+    var builder = try pair([-8, 0.5], [2, -2], activation: activation)
+    builder.graph.foldedBatchNorms["conv1"] = FoldedBatchNorm(gamma: [0, 0], beta: means)
+    let before = try builder.finish("y")
+    var graph = before
+    let report = try CrossLayerEqualization().apply(to: &graph)
+    #expect(report.iterations <= 2 && report.isConverged)
+    for (one, other) in zip(report.sets[0].factors[0], factors) {
+      expectClose(one, other, ulps: 4)
+    }
+    // Whatever the factors, the function is the same.
+    let x = ReferenceEvaluator.Array64([1, 1, 2, 2], [-1, 0.5, 1, 2])
+    let a = try #require(try ReferenceEvaluator.run(before, ["x": x])["y"])
+    let b = try #require(try ReferenceEvaluator.run(graph, ["x": x])["y"])
+    // Values below 2⁷, and each parameter is rounded once to 2⁻²⁴ of itself.
+    for (u, v) in zip(a.values, b.values) { #expect(abs(u - v) <= 0x1p-14) }
+
+    var options = CrossLayerEqualization.Options()
+    options.weighsActivations = false
+    graph = before
+    let plain = try CrossLayerEqualization(options: options).apply(to: &graph)
+    #expect(plain.sets[0].factors == [[2, 0.5]])
+  }
+
   @Test func chainsEndWhereTheFunctionWouldChange() throws {
     // Another activation function; the tensor is an output; somebody else reads it; a residual.
     let w1: [Float] = [8, 1]

@@ -11,7 +11,10 @@ import HalfstepNumerics
 /// Layers are Conv (with groups, depthwise), ConvTranspose, Gemm and MatMul with constant weights. The
 /// factor of a channel is √(r₁/r₂) for the largest weights r₁ that write it and r₂ that read it, so
 /// that both become √(r₁·r₂); rounds over all layers repeat this until the factors of no tensor move
-/// against each other.
+/// against each other. Where a batch norm was folded, what a channel is expected to reach counts as a third
+/// range: r₁ is then the larger of the weight and β + 3·|γ| (or a Clip's bound), the latter scaled so that
+/// the tensor's largest equals its largest weight. A channel that is loud although its weights are small
+/// is thus not made louder, which would cost all the others steps of the activation's grid.
 ///
 /// The function stays the same up to float rounding. A Clip from 0 to c, as of Relu6, becomes Relu
 /// followed by Min with a constant for each channel, c divided by the channel's factor; before version
@@ -19,7 +22,7 @@ import HalfstepNumerics
 /// factor 1 if another operator or the caller reads it, if weights are shared between nodes, or if it is
 /// numerically dead: no weight above 2⁻²⁰ of the tensor's largest on either side.
 ///
-/// Absorbing high biases is the one step that may change the function: a channel that the folded batch
+/// Absorbing high biases, off by default, is the one step that may change the function: a channel that the folded batch
 /// norm puts at mean β and deviation |γ| is taken to stay above c = β − 3·|γ|, and what the tensor's
 /// largest value exceeds the other channels' by moves into the next layer's bias, up to c. Inputs below
 /// the moved amount come out as if they were it. Where no activation function stands between the layers

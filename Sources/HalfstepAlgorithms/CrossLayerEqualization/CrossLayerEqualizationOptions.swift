@@ -15,7 +15,11 @@ extension CrossLayerEqualization {
 
     package var method: Method = .converged
     /// Whether means far above zero move into the next layer's bias, where a batch norm was folded.
-    package var absorbsHighBiases = true
+    /// This changes the function where inputs are not Gaussian.
+    package var absorbsHighBiases = false
+    /// Whether a channel's expected values, where a batch norm was folded, count as a third range beside
+    /// the weights that write and read it; only for `.converged`.
+    package var weighsActivations = true
     /// Whether the layers that write into one residual stream share factors with those that read it;
     /// only for `.converged`.
     package var equalizesResiduals = false

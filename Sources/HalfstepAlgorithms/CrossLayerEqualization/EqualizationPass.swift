@@ -65,7 +65,9 @@ struct EqualizationPass {
           magnitudes: takesPart ? try magnitudes(place) : [],
           inputs: takesPart ? inputs : [], outputs: takesPart ? outputs : []))
     }
-    var solver = EqualizationSolver(layers: solverLayers, variableCount: numbering.count)
+    var solver = EqualizationSolver(
+      layers: solverLayers, variableCount: numbering.count,
+      activations: options.weighsActivations ? expectedRanges(numbering, tracker.bounds) : nil)
     try solver.solve(
       maximumIterations: options.maximumIterations, tolerance: options.tolerance,
       largestFactor: options.largestFactor, progress: progress)
@@ -128,6 +130,56 @@ struct EqualizationPass {
       }
       count = numbers.count
     }
+  }
+
+  /// The largest value that each variable is expected to reach, from the batch norm that was folded
+  /// into the layer that writes it: `β + 3·|γ|` behind a rectifier, or the bound if that is lower, and
+  /// `|β| + 3·|γ|` elsewhere. 0 where nothing is known.
+  private func expectedRanges(
+    _ numbering: Numbering, _ bounds: [ChannelTracker.Bound]
+  ) -> [Double] {
+    var ranges = [Double](repeating: 0, count: numbering.count)
+    let boundAt = Self.byPosition(bounds)
+    for (position, state) in layers.enumerated() {
+      let outputs = numbering.outputs[position]
+      guard let norm = graph.foldedBatchNorms[state.layer.output],
+        norm.gamma.count == outputs.count, norm.beta.count == outputs.count
+      else { continue }
+      let activation = activation(behind: state.layer.output, boundAt)
+      for (channel, variable) in outputs.enumerated() where variable >= 0 {
+        let (beta, gamma) = (Double(norm.beta[channel]), abs(Double(norm.gamma[channel])))
+        var range = activation.isRectified ? max(0, beta + 3 * gamma) : abs(beta) + 3 * gamma
+        for bound in activation.bounds { range = min(range, Double(bound.limits[channel])) }
+        if range.isFinite { ranges[variable] = range }
+      }
+    }
+    return ranges
+  }
+
+  private static func byPosition(
+    _ bounds: [ChannelTracker.Bound]
+  ) -> [Int: ChannelTracker.Bound] {
+    Dictionary(bounds.map { ($0.position, $0) }, uniquingKeysWith: { first, _ in first })
+  }
+
+  /// The rectifiers and bounds that a tensor passes before anything else reads it, and their output.
+  private func activation(
+    behind tensor: String, _ boundAt: [Int: ChannelTracker.Bound]
+  ) -> (output: String, isRectified: Bool, bounds: [ChannelTracker.Bound]) {
+    var result = (output: tensor, isRectified: false, bounds: [ChannelTracker.Bound]())
+    while let use = index.soleUse(of: result.output) {
+      let node = graph.nodes[use.node]
+      if node.isOperator("Relu") {
+        result.isRectified = true
+      } else if let bound = boundAt[use.node], use.input != bound.minimumInput {
+        if bound.minimumInput == nil { result.isRectified = true }
+        result.bounds.append(bound)
+      } else {
+        break
+      }
+      result.output = node.outputs[0]
+    }
+    return result
   }
 
   /// Reports, for each layer whose output is scaled, who reads that output.
@@ -232,43 +284,27 @@ struct EqualizationPass {
   private mutating func absorbHighBiases(
     _ bounds: [ChannelTracker.Bound]
   ) throws(HalfstepError) {
-    var boundAt: [Int: ChannelTracker.Bound] = [:]
-    for bound in bounds { boundAt[bound.position] = bound }
+    let boundAt = Self.byPosition(bounds)
     for place in layers.indices {
       let layer = layers[place].layer
       guard layer.hasBias, let norm = graph.foldedBatchNorms[layer.output],
         norm.beta.count == layer.outputChannels, norm.gamma.count == layer.outputChannels
       else { continue }
-      var tensor = layer.output
-      var isRectified = false
-      var boundPositions: [Int] = []
-      while let use = index.soleUse(of: tensor) {
-        let node = graph.nodes[use.node]
-        if node.isOperator("Relu") {
-          isRectified = true
-        } else if let bound = boundAt[use.node], use.input != bound.minimumInput {
-          if bound.minimumInput == nil { isRectified = true }
-          boundPositions.append(use.node)
-        } else {
-          break
-        }
-        tensor = node.outputs[0]
-      }
+      let activation = activation(behind: layer.output, boundAt)
+      let isRectified = activation.isRectified
       // Without a rectifier a bound would need the mean to stay below it; nobody builds that.
-      guard isRectified || boundPositions.isEmpty, let readers = absorbingReaders(of: tensor) else {
-        continue
-      }
-      let limits = boundPositions.map { position in
-        newBounds[position]?.limits ?? boundAt[position]?.limits.map(Double.init) ?? []
+      guard isRectified || activation.bounds.isEmpty,
+        let readers = absorbingReaders(of: activation.output)
+      else { continue }
+      let limits = activation.bounds.map { bound in
+        newBounds[bound.position]?.limits ?? bound.limits.map(Double.init)
       }
       let amounts =
         isRectified ? Self.absorbableAmounts(norm, limits: limits) : norm.beta.map(Double.init)
       try absorb(from: place, into: readers, amounts: amounts)
       guard amounts.contains(where: { $0 != 0 }) else { continue }
-      for position in boundPositions {
-        guard let bound = boundAt[position] else { continue }
-        let limits = newBounds[position]?.limits ?? bound.limits.map(Double.init)
-        newBounds[position] = (bound, zip(limits, amounts).map { $0 - $1 })
+      for (bound, limits) in zip(activation.bounds, limits) {
+        newBounds[bound.position] = (bound, zip(limits, amounts).map { $0 - $1 })
       }
     }
   }

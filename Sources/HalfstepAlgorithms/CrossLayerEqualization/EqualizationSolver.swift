@@ -23,6 +23,9 @@ struct EqualizationSolver {
     let outputs: [Int]
   }
 
+  /// The range that each variable's values are expected to have, where they are written; 0 if unknown.
+  let activations: [Double]
+
   /// Variables that are updated together.
   private struct Group {
     let variables: [Int]
@@ -42,8 +45,9 @@ struct EqualizationSolver {
   private var inputCache: [[Double]?]
 
   /// Prepares layers, in graph order, over variables `0..<variableCount`.
-  init(layers: [Layer], variableCount: Int) {
+  init(layers: [Layer], variableCount: Int, activations: [Double]? = nil) {
     self.layers = layers
+    self.activations = activations ?? [Double](repeating: 0, count: variableCount)
     factors = [Double](repeating: 1, count: variableCount)
     outputCache = [[Double]?](repeating: nil, count: layers.count)
     inputCache = outputCache
@@ -103,11 +107,13 @@ struct EqualizationSolver {
       for (position, group) in groups.enumerated() {
         let written = largestWeights(position, group.producers, isOutput: true)
         let read = largestWeights(position, group.consumers, isOutput: false)
+        let activationScale = activationScale(group, written.values, written.isLive)
         var (smallest, largest) = (Double.infinity, 0.0)
         for (slot, variable) in group.variables.enumerated() {
           var factor = 1.0
           if written.isLive[slot], read.isLive[slot] {
-            factor = (written.values[slot] / read.values[slot]).squareRoot()
+            let range = max(written.values[slot], activationScale * activations[variable])
+            factor = (range / read.values[slot]).squareRoot()
             factor = min(max(factor, 1 / limit), limit)
             smallest = min(smallest, factor / factors[variable])
             largest = max(largest, factor / factors[variable])
@@ -125,6 +131,17 @@ struct EqualizationSolver {
     }
   }
 
+  /// What to multiply expected ranges with so that the largest of a tensor counts as much as the
+  /// largest weight that writes it, both with the factors as they are; 0 if nothing is known.
+  private func activationScale(_ group: Group, _ written: [Double], _ isLive: [Bool]) -> Double {
+    var (weight, activation) = (0.0, 0.0)
+    for (slot, variable) in group.variables.enumerated() where isLive[slot] {
+      weight = max(weight, written[slot] / factors[variable])
+      activation = max(activation, activations[variable] / factors[variable])
+    }
+    return activation > 0 ? weight / activation : 0
+  }
+
   /// The largest weights that write or read each variable of a group, its own factor left out.
   ///
   /// With several layers on one side, a weight counts relative to its own layer's largest.
@@ -139,9 +156,10 @@ struct EqualizationSolver {
       let layer = layers[member]
       let ranges = isOutput ? outputRanges(member) : inputRanges(member)
       let ids = isOutput ? layer.outputs : layer.inputs
-      var largest = 0.0
+      var (largest, largestUnscaled) = (0.0, 0.0)
       for (channel, range) in ranges.enumerated() {
         largest = max(largest, range * ownFactor(ids[channel], isOutput))
+        largestUnscaled = max(largestUnscaled, range)
       }
       guard largest > 0, largest.isFinite else { continue }
       let scale = members.count == 1 ? 1 : largest
@@ -151,9 +169,8 @@ struct EqualizationSolver {
         guard variable >= 0, home[variable].group == group else { continue }
         let slot = home[variable].slot
         values[slot] = max(values[slot], range / scale)
-        if range * ownFactor(ids[channel], isOutput) > Self.deadRatio * largest {
-          isLive[slot] = true
-        }
+        // Own factors left out: they must not decide whether there will be one.
+        if range > Self.deadRatio * largestUnscaled { isLive[slot] = true }
       }
     }
     if members.count > 1 {

@@ -355,7 +355,7 @@ static PyObject *model_equalize(PyObject *object, PyObject *args) {
   if (handle_enter(state, &self->lock) < 0) return NULL;
   hs_equalization_options options;
   hs_equalization_options_init(&options);
-  options.keeps_high_biases = !absorbs_high_biases;
+  options.absorbs_high_biases = absorbs_high_biases;
   options.maximum_iterations = maximum_iterations;
   progress_context context = {.callable = callable};
   options.progress = report_progress;

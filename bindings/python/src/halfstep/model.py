@@ -309,7 +309,7 @@ class Model:
     def equalize(
         self,
         *,
-        absorb_high_biases: bool = True,
+        absorb_high_biases: bool = False,
         max_iterations: int = 50,
         progress: bool | Progress = False,
     ) -> EqualizationReport:
@@ -320,7 +320,7 @@ class Model:
         Parameters
         ----------
         absorb_high_biases : bool
-            Whether the next layer absorbs high biases.
+            Whether the next layer absorbs high biases, which may change the network's function.
         max_iterations : int
             Passes over the model at most, 1 or more.
         progress : bool or callable
