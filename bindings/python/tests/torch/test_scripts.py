@@ -73,9 +73,11 @@ def test_example(tmp_path):
     output = run(sys.executable, EXAMPLE, "--quick", "--out", tmp_path)
     rows = re.findall(r"^(.+?)  +(0\.\d+)  +[+-]\d", output, re.M)
     table = {name.strip(): float(value) for name, value in rows}
-    assert table["FP32"] > 0.4, output
+    # Chance is 0.1; 32 batches are not enough for more than a beginning.
+    assert table["FP32"] > 0.25, output
     assert table["W8A8"] > table["FP32"] - 0.05
-    assert table["the same in onnxruntime (QDQ)"] > 0.4
+    assert table["W4A8, 1 epochs of QAT"] > 0.5
+    assert abs(table["the same in onnxruntime (QDQ)"] - table["W4A8, 1 epochs of QAT"]) < 0.03
     more = float(re.search(r"by more: (\S+) %", output)[1])
     # Float sums in another order move values over borders; the next layers see that, seldom twice.
     assert more < 1
