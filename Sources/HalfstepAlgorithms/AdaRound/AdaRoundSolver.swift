@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+// Learns for each weight of a layer whether it is rounded down or up.
+
+import HalfstepNumerics
+import HalfstepRuntime
+
+/// Where the weights of a layer may go: two neighboring grid points each.
+package struct RoundingChoices: Sendable {
+  /// Lower grid points in tensor units, in the order of `RowLayout`.
+  package var start: [Float]
+  /// Distance to the upper grid points; 0 at the grid's ends.
+  package var step: [Float]
+  /// Where each weight lies at first, 0...1 of a step.
+  package var height: [Float]
+
+  package init(start: [Float], step: [Float], height: [Float]) {
+    self.start = start
+    self.step = step
+    self.height = height
+  }
+}
+
+/// Learns for each weight of a layer whether it is rounded down or up.
+///
+/// Minimizes the squared error of the layer's output behind its activation function on rows drawn
+/// from all over the calibration data; the weights are snapped to the grid at the end. The result
+/// does not depend on the number of threads, nor on whether rows are in memory or in a file.
+///
+/// - Reference: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", 2020.
+///   arXiv:2004.10568
+package struct AdaRoundSolver {
+  package let options: AdaRoundOptions
+  package let layout: RowLayout
+  package let loss: ReconstructionLoss
+
+  /// - Throws: `HalfstepError.invalidArgument` for options out of range; `.shapeMismatch` unless the
+  ///   loss is over the layout's output channels.
+  package init(
+    _ options: AdaRoundOptions, layout: RowLayout, loss: ReconstructionLoss
+  ) throws(HalfstepError) {
+    try options.validate()
+    guard loss.channels == layout.outputs else {
+      throw HalfstepError(
+        .shapeMismatch, "AdaRound: \(loss.channels) channels in the loss, \(layout.outputs) outputs")
+    }
+    self.options = options
+    self.layout = layout
+    self.loss = loss
+  }
+
+  /// What the solver learned.
+  package struct Result: Sendable {
+    /// Whether each weight goes to its upper grid point, in the order of `RowLayout`.
+    package let isUp: [Bool]
+    /// Mean loss over the first and last tenth of the iterations, with soft weights.
+    package let firstLoss: Double
+    package let lastLoss: Double
+  }
+
+  /// Runs all iterations.
+  ///
+  /// - Parameters:
+  ///   - choices: Where the weights may go, `layout.weightCount` of them.
+  ///   - rows: What to learn from; finished, 1 row or more.
+  ///   - iterations: Steps, 1 or more.
+  ///   - progress: Told the share that is done, now and then; throws to stop.
+  /// - Throws: `HalfstepError.emptyStatistics` without rows; `.shapeMismatch` for choices of another
+  ///   count; `.fileAccess`, `.outOfMemory`; what `progress` throws.
+  /// - Complexity: O(iterations · batch rows · weights).
+  package func solve(
+    _ choices: RoundingChoices, rows: ReconstructionRows, iterations: Int,
+    progress: (Double) throws(HalfstepError) -> Void
+  ) throws(HalfstepError) -> Result {
+    guard rows.count > 0 else {
+      throw HalfstepError(.emptyStatistics, "AdaRound: no rows to learn from")
+    }
+    guard choices.start.count == layout.weightCount, rows.layout == layout else {
+      throw HalfstepError(
+        .shapeMismatch,
+        "AdaRound: expected \(layout.weightCount) weights, got \(choices.start.count)")
+    }
+    let soft = try SoftRounding(start: choices.start, step: choices.step, height: choices.height)
+    let batch = min(options.batchRows, rows.count)
+    let products = try Buffer(batch * layout.outputStride)
+    let gradient = try Buffer(soft.paddedCount)
+    defer { withExtendedLifetime((products, gradient, soft)) {} }
+    var random = SplitMix(seed: options.seed)
+    let tenth = max(iterations / 10, 1)
+    var (first, last) = (0.0, 0.0)
+    // A report for about every 2²⁸ multiplications.
+    let work = max(batch * layout.outputs * layout.columns, 1)
+    let interval = min(max((1 << 28) / work, 1), 256)
+    for iteration in 0..<iterations {
+      if iteration % interval == 0 { try progress(Double(iteration) / Double(iterations)) }
+      let start = random.below(rows.count - batch + 1)
+      let error = try rows.rows(start, batch) { (inputs) throws(HalfstepError) in
+        try multiply(inputs, batch, soft.weights, into: products.start)
+        let error = loss.evaluate(
+          products.start, targets: inputs + layout.inputStride, targetStride: rows.stride,
+          rows: batch, gradient: true)
+        try accumulate(inputs, batch, products.start, into: gradient.start)
+        return error / Double(batch)
+      }
+      soft.update(
+        upstream: gradient.start,
+        SoftRounding.Step(
+          number: iteration + 1, rate: options.rate, regularization: options.regularization,
+          beta: SoftRounding.beta(
+            iteration: iteration, of: iterations, range: options.beta,
+            warmStart: options.warmStart)))
+      if iteration < tenth { first += error / Double(tenth) }
+      if iteration >= iterations - tenth { last += error / Double(tenth) }
+    }
+    return Result(
+      isUp: (0..<layout.weightCount).map { soft.isUp($0) }, firstLoss: first, lastLoss: last)
+  }
+
+  /// Mean loss of given weights over rows.
+  ///
+  /// - Parameters:
+  ///   - weights: In the order of `RowLayout`, `layout.weightCount` of them.
+  ///   - rows: Finished rows.
+  /// - Returns: Mean over rows of the sum over channels of squared differences; 0 without rows.
+  /// - Throws: `HalfstepError.shapeMismatch`, `.fileAccess`, `.outOfMemory`.
+  package func error(of weights: [Float], rows: ReconstructionRows) throws(HalfstepError) -> Double {
+    guard weights.count == layout.weightCount, rows.layout == layout else {
+      throw HalfstepError(
+        .shapeMismatch, "AdaRound: expected \(layout.weightCount) weights, got \(weights.count)")
+    }
+    if rows.count == 0 { return 0 }
+    let batch = min(1024, rows.count)
+    let products = try Buffer(batch * layout.outputStride)
+    let copy = try Buffer(weights.count)
+    defer { withExtendedLifetime((products, copy)) {} }
+    weights.withUnsafeBufferPointer { source in
+      if let source = source.baseAddress { copy.start.update(from: source, count: weights.count) }
+    }
+    var sum = 0.0
+    for start in stride(from: 0, to: rows.count, by: batch) {
+      let count = min(batch, rows.count - start)
+      sum += try rows.rows(start, count) { (inputs) throws(HalfstepError) in
+        try multiply(inputs, count, UnsafePointer(copy.start), into: products.start)
+        return loss.evaluate(
+          products.start, targets: inputs + layout.inputStride, targetStride: rows.stride,
+          rows: count, gradient: false)
+      }
+    }
+    return sum / Double(rows.count)
+  }
+
+  /// Gradient of the mean loss with respect to the weights, for tests.
+  package func gradient(
+    at weights: [Float], rows: ReconstructionRows
+  ) throws(HalfstepError) -> [Float] {
+    let products = try Buffer(rows.count * layout.outputStride)
+    let copy = try Buffer(weights.count)
+    let gradient = try Buffer(weights.count)
+    defer { withExtendedLifetime((products, copy, gradient)) {} }
+    for index in weights.indices { copy.start[index] = weights[index] }
+    try rows.rows(0, rows.count) { (inputs) throws(HalfstepError) in
+      try multiply(inputs, rows.count, UnsafePointer(copy.start), into: products.start)
+      _ = loss.evaluate(
+        products.start, targets: inputs + layout.inputStride, targetStride: rows.stride,
+        rows: rows.count, gradient: true)
+      try accumulate(inputs, rows.count, products.start, into: gradient.start)
+    }
+    return weights.indices.map { gradient.start[$0] }
+  }
+
+  // MARK: - Products
+
+  /// The layer's products without bias, `[count, outputStride]`.
+  private func multiply(
+    _ inputs: UnsafePointer<Float>, _ count: Int, _ weights: UnsafePointer<Float>,
+    into products: UnsafeMutablePointer<Float>
+  ) throws(HalfstepError) {
+    let stride = layout.inputStride + layout.outputStride
+    if layout.isDepthwise {
+      DepthwiseRows(taps: layout.columns, channels: layout.outputs).multiply(
+        inputs, rowStride: stride, count: count, weights, into: products)
+      return
+    }
+    let (columns, outputs) = (layout.columns, layout.outputsPerGroup)
+    try FloatProduct(
+      groups: layout.groups, rows: count, columns: outputs, inner: columns,
+      a: .init(rowStride: stride, groupStride: columns),
+      b: .init(rowStride: columns, groupStride: outputs * columns, isTransposed: true),
+      c: .init(rowStride: layout.outputStride, groupStride: outputs)
+    ).run(inputs, weights, into: products)
+  }
+
+  /// The gradient of the weights, in their order.
+  private func accumulate(
+    _ inputs: UnsafePointer<Float>, _ count: Int, _ upstream: UnsafePointer<Float>,
+    into gradient: UnsafeMutablePointer<Float>
+  ) throws(HalfstepError) {
+    let stride = layout.inputStride + layout.outputStride
+    if layout.isDepthwise {
+      DepthwiseRows(taps: layout.columns, channels: layout.outputs).accumulate(
+        inputs, rowStride: stride, count: count, upstream, into: gradient)
+      return
+    }
+    let (columns, outputs) = (layout.columns, layout.outputsPerGroup)
+    try FloatProduct(
+      groups: layout.groups, rows: outputs, columns: columns, inner: count,
+      a: .init(rowStride: layout.outputStride, groupStride: outputs, isTransposed: true),
+      b: .init(rowStride: stride, groupStride: columns),
+      c: .init(rowStride: columns, groupStride: outputs * columns)
+    ).run(upstream, inputs, into: gradient)
+  }
+
+  /// Floats that begin as zeros.
+  private final class Buffer {
+    private let storage: TensorStorage
+    let start: UnsafeMutablePointer<Float>
+
+    init(_ count: Int) throws(HalfstepError) {
+      storage = try TensorStorage(byteCount: count * MemoryLayout<Float>.stride)
+      start = storage.baseAddress.bindMemory(to: Float.self, capacity: max(count, 1))
+      start.initialize(repeating: 0, count: count)
+    }
+  }
+}
