@@ -2,7 +2,6 @@
 // Learns for each weight of a layer whether it is rounded down or up.
 
 import HalfstepNumerics
-import HalfstepRuntime
 
 /// Where the weights of a layer may go: two neighboring grid points each.
 package struct RoundingChoices: Sendable {
@@ -84,7 +83,7 @@ package struct AdaRoundSolver {
     let products = try Buffer(batch * layout.outputStride)
     let gradient = try Buffer(soft.paddedCount)
     defer { withExtendedLifetime((products, gradient, soft)) {} }
-    var random = SplitMix(seed: options.seed)
+    var random = RowGenerator(seed: options.seed, 2)
     let tenth = max(iterations / 10, 1)
     var (first, last) = (0.0, 0.0)
     // A report for about every 2²⁸ multiplications.
@@ -92,7 +91,7 @@ package struct AdaRoundSolver {
     let interval = min(max((1 << 28) / work, 1), 256)
     for iteration in 0..<iterations {
       if iteration % interval == 0 { try progress(Double(iteration) / Double(iterations)) }
-      let start = random.below(rows.count - batch + 1)
+      let start = Int(random.next() % UInt64(rows.count - batch + 1))
       let error = try rows.rows(start, batch) { (inputs) throws(HalfstepError) in
         try multiply(inputs, batch, soft.weights, into: products.start)
         let error = loss.evaluate(
@@ -181,12 +180,11 @@ package struct AdaRoundSolver {
       return
     }
     let (columns, outputs) = (layout.columns, layout.outputsPerGroup)
-    try FloatProduct(
+    try MatrixProduct.multiply(
       groups: layout.groups, rows: count, columns: outputs, inner: columns,
-      a: .init(rowStride: stride, groupStride: columns),
-      b: .init(rowStride: columns, groupStride: outputs * columns, isTransposed: true),
-      c: .init(rowStride: layout.outputStride, groupStride: outputs)
-    ).run(inputs, weights, into: products)
+      .init(inputs, stride: stride), aStep: columns,
+      .init(weights, stride: columns, isTransposed: true), bStep: outputs * columns,
+      into: products, cStride: layout.outputStride, cStep: outputs)
   }
 
   /// The gradient of the weights, in their order.
@@ -201,12 +199,11 @@ package struct AdaRoundSolver {
       return
     }
     let (columns, outputs) = (layout.columns, layout.outputsPerGroup)
-    try FloatProduct(
+    try MatrixProduct.multiply(
       groups: layout.groups, rows: outputs, columns: columns, inner: count,
-      a: .init(rowStride: layout.outputStride, groupStride: outputs, isTransposed: true),
-      b: .init(rowStride: stride, groupStride: columns),
-      c: .init(rowStride: columns, groupStride: outputs * columns)
-    ).run(upstream, inputs, into: gradient)
+      .init(upstream, stride: layout.outputStride, isTransposed: true), aStep: outputs,
+      .init(inputs, stride: stride), bStep: columns,
+      into: gradient, cStride: columns, cStep: outputs * columns)
   }
 
   /// Floats that begin as zeros.

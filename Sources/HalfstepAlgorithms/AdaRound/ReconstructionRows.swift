@@ -87,9 +87,9 @@ package final class ReconstructionRows {
     }
     self.capacity = capacity
     var order = (0..<Int32(capacity)).map { $0 }
-    var random = SplitMix(seed: seed)
+    var random = RowGenerator(seed: seed, 1)
     for index in order.indices.reversed().dropLast() {
-      order.swapAt(index, random.below(index + 1))
+      order.swapAt(index, Int(random.next() % UInt64(index + 1)))
     }
     self.order = order
     let floats = capacity * (layout.inputStride + layout.outputStride)
@@ -188,22 +188,4 @@ package final class ReconstructionRows {
     HalfstepError(
       .fileAccess, "temporary file for rows: \(action): \(String(cString: strerror(errno)))")
   }
-}
-
-/// SplitMix64: the same sequence on every machine.
-struct SplitMix: Sendable {
-  private var state: UInt64
-
-  init(seed: UInt64) { state = seed }
-
-  mutating func next() -> UInt64 {
-    state &+= 0x9E37_79B9_7F4A_7C15
-    var z = state
-    z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
-    z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
-    return z ^ (z >> 31)
-  }
-
-  /// A number below `limit`, which is 1 or more.
-  mutating func below(_ limit: Int) -> Int { Int(next() % UInt64(max(limit, 1))) }
 }

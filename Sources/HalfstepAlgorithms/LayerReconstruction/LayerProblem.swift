@@ -30,6 +30,8 @@ package final class LayerProblem {
   package let nearest: Encoding
   /// What follows the layer before its output is used.
   package let activation: Activation
+  /// The same, with functions that are not piecewise linear.
+  package let following: FollowingActivation
   package let options: LayerReconstruction.Options
 
   /// An activation function behind a layer.
@@ -67,6 +69,7 @@ package final class LayerProblem {
     self.spec = spec
     self.nearest = nearest
     activation = Self.activation(behind: layer, graph, walk.index)
+    following = FollowingActivation(behind: layer, graph, walk.index)
   }
 
   // MARK: Data

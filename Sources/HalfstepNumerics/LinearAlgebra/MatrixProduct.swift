@@ -5,7 +5,7 @@ import CDNNL
 
 /// Products of row-major float matrices on oneDNN, tile by tile.
 ///
-/// Tiles have fixed sizes and each is computed by one thread, so that the result does not depend on
+/// Tiles have sizes that follow from the shape and each is computed by one thread, so that the result does not depend on
 /// the number of threads.
 package enum MatrixProduct {
   /// A row-major matrix in memory.
@@ -24,12 +24,19 @@ package enum MatrixProduct {
       self.isTransposed = isTransposed
     }
 
+    func moved(by offset: Int) -> Operand {
+      Operand(start + offset, stride: stride, isTransposed: isTransposed)
+    }
+
     fileprivate func part(row: Int, column: Int) -> UnsafePointer<Float> {
       isTransposed ? start + column * stride + row : start + row * stride + column
     }
   }
 
-  private static let tile = 256
+  /// Edge of the tiles of a result: smaller ones where there would be too few to share.
+  private static func tile(_ rows: Int, _ columns: Int) -> Int {
+    rows * columns >= 1 << 18 ? 256 : 128
+  }
 
   /// Computes `c = scale · a · b + keep · c`.
   ///
@@ -46,6 +53,7 @@ package enum MatrixProduct {
     keep: Float = 0, into c: UnsafeMutablePointer<Float>, cStride: Int
   ) throws(HalfstepError) {
     guard rows > 0, columns > 0, inner > 0 else { return }
+    let tile = tile(rows, columns)
     let across = (columns + tile - 1) / tile
     let tiles = (rows + tile - 1) / tile * across
     let status = withUnsafeTemporaryAllocation(of: dnnl_status_t.self, capacity: tiles) { status in
