@@ -78,7 +78,9 @@ import Testing
     // Heights of exactly 0 and 1 sit on the edges; one step outward leaves them flat for good.
     let soft = try SoftRounding(
       start: [0, 0], step: [1, 1], height: [0, 1])
-    let out: [Float] = [1, -1] + [Float](repeating: 0, count: 14)
+    var out = [Float](repeating: 0, count: 16)
+    out[0] = 1
+    out[1] = -1
     for number in 1...3 {
       out.withUnsafeBufferPointer {
         soft.update(
@@ -93,7 +95,8 @@ import Testing
   @Test func adamByHand() throws {
     // Adam's first step is the learning rate against the gradient's sign, whatever its size.
     let soft = try SoftRounding(start: [2, 2, 5], step: [1, 1, 0], height: [0.5, 0.5, 0.5])
-    let gradients: [Float] = [0.25, -8, 3] + [Float](repeating: 0, count: 13)
+    var gradients = [Float](repeating: 0, count: 16)
+    gradients.replaceSubrange(0..<3, with: [0.25, -8, 3])
     gradients.withUnsafeBufferPointer {
       soft.update(
         upstream: $0.baseAddress!, .init(number: 1, rate: 0.01, regularization: 0, beta: nil))

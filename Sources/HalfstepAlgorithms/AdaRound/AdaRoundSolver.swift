@@ -40,7 +40,8 @@ package struct AdaRoundSolver {
     try options.validate()
     guard loss.channels == layout.outputs else {
       throw HalfstepError(
-        .shapeMismatch, "AdaRound: \(loss.channels) channels in the loss, \(layout.outputs) outputs")
+        .shapeMismatch, "AdaRound: \(loss.channels) channels in the loss, \(layout.outputs) outputs"
+      )
     }
     self.options = options
     self.layout = layout
@@ -121,7 +122,8 @@ package struct AdaRoundSolver {
   ///   - rows: Finished rows.
   /// - Returns: Mean over rows of the sum over channels of squared differences; 0 without rows.
   /// - Throws: `HalfstepError.shapeMismatch`, `.fileAccess`, `.outOfMemory`.
-  package func error(of weights: [Float], rows: ReconstructionRows) throws(HalfstepError) -> Double {
+  package func error(of weights: [Float], rows: ReconstructionRows) throws(HalfstepError) -> Double
+  {
     guard weights.count == layout.weightCount, rows.layout == layout else {
       throw HalfstepError(
         .shapeMismatch, "AdaRound: expected \(layout.weightCount) weights, got \(weights.count)")

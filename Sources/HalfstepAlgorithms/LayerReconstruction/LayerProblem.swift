@@ -72,6 +72,16 @@ package final class LayerProblem {
     following = FollowingActivation(behind: layer, graph, walk.index)
   }
 
+  /// The same problem with another grid asked for.
+  ///
+  /// - Throws: `HalfstepError.invalidArgument` if the weight does not have the axes.
+  package func asking(_ spec: QuantizerSpec) throws(HalfstepError) -> LayerProblem {
+    try LayerProblem(
+      walk, spec: spec,
+      nearest: try Encoding.make(for: weight, spec: spec, scheme: options.scheme),
+      options: options, report: report)
+  }
+
   // MARK: Data
 
   /// Number of pieces that the data is in.

@@ -31,6 +31,8 @@ package struct LayerReconstruction: Sendable {
     package var heldOutRows = 2048
     /// Bytes of activations in memory; more goes to a temporary file.
     package var maximumBytes = 1 << 29
+    /// Whether a method's result gives way to rounding to nearest where that is better.
+    package var keepsBetter = true
     /// Decides which rows are drawn.
     package var seed: UInt64 = 0
 
@@ -239,7 +241,7 @@ package struct LayerReconstruction: Sendable {
         .internalError, "node '\(problem.node.label)': rounding changed the weight's shape")
     }
     let noise = try heldOut.noise(weight: rounding.weight, bias: rounding.bias?.map(Double.init))
-    if noise <= before {
+    if noise <= before || !options.keepsBetter {
       kept = rounding
       after = noise
     }

@@ -16,7 +16,7 @@ import HalfstepNumerics
 /// Rounds to nearest, keeps biases. With the quantized prefix on both sides and squared errors, the
 /// search runs on Gram matrices; otherwise on the rows themselves.
 ///
-/// - Reference: Qualcomm AI Hub Models documentation of AIMET, "Sequential MSE".
+/// Follows "Sequential MSE" of AIMET 2.42 where the options say so; there is no paper.
 package struct SequentialMSERounder: LayerRounder {
   package struct Options: Hashable, Sendable {
     /// What is minimized.
