@@ -41,7 +41,9 @@ import Testing
       #expect(abs(sum - (row["round_loss"] as? Double ?? 0)) < 216 * 0x1p-24 * 2)
       guard let gradient = try arrays["grad_it\(iteration)"]?.floats() else { continue }
       let ours = try soft.gradient(upstream: zeros, regularization: 0.01, beta: expected)
-      for (left, right) in zip(ours, gradient) {
+      // Beyond the edges heights do not tell variables: `whereTheSigmoidIsCutOffNothingMoves`.
+      for (index, (left, right)) in zip(ours, gradient).enumerated() where abs(alpha[index]) < 2.39
+      {
         // |2h − 1| is known to 2⁻²³ and is raised to 19: 20 · 2⁻²³ where it is near 1.
         expectClose(left, right, absolute: 1e-6, relative: 2e-5)
       }
