@@ -21,6 +21,8 @@ STAGE := $(CURDIR)/.build/stage
 VERSION := $(shell sed -n 's/^package let versionText.*"\(.*\)"$$/\1/p' Sources/Halfstep/Exports.swift)
 SERIES := $(basename $(VERSION))
 SONAME := libhalfstep.so.0
+# Whether the interpreter that makes the environments can build native modules.
+HAS_PYTHON_H := import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")
 DEBIAN_PACKAGES := g++ make pkg-config libdnnl-dev zlib1g-dev dataset-fashion-mnist
 
 .PHONY: help deps build install stage python python-dev clean demo bench lint format \
@@ -34,6 +36,8 @@ deps: ## Install the Debian packages that the build needs, or say how
 	  dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q 'ok installed' \
 	    || missing="$$missing $$package"; \
 	done; \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+	$(PYTHON) -c '$(HAS_PYTHON_H)' 2>/dev/null || missing="$$missing python3-dev"; \
 	test -n "$$missing" || exit 0; \
 	install="apt-get install -y --no-install-recommends$$missing"; \
 	if ! command -v apt-get >/dev/null; then \

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import signal
 import subprocess
 import time
@@ -157,6 +158,29 @@ def test_array_of_an_npz_is_chosen(folder):
     sim = halfstep.QuantizationSimModel(model)
     sim.compute_encodings(np.load(folder / "x.npy")[:4], progress=False)
     assert (folder / "out/net.encodings").read_bytes() == sim.encodings_json()
+
+
+def test_commands_of_the_readme_run(folder):
+    (folder / "x.npy").rename(folder / "images.npy")
+    (folder / "x.npz").rename(folder / "test.npz")
+    text = (REPOSITORY / "README.md").read_text().split("## Shell\n```sh\n")[1].split("```")[0]
+    commands = [shlex.split(line) for line in text.splitlines()]
+    assert [command[:2] for command in commands] == [
+        ["halfstep", "quantize"],
+        ["halfstep", "evaluate"],
+        ["halfstep", "inspect"],
+    ]
+    for _, *arguments in commands:
+        done = subprocess.run(
+            [CLI, *arguments], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, (arguments, done.stderr)
+        assert done.stdout
+    assert {path.name for path in (folder / "out").iterdir()} == {
+        "net.onnx",
+        "net.encodings",
+        "net_qdq.onnx",
+    }
 
 
 # --------------------------------------------------------------------------------------------------

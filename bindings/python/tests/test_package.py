@@ -7,6 +7,8 @@ import importlib.resources
 import inspect
 
 import pytest
+from support import small_models
+from support.environment import REPOSITORY
 
 import halfstep
 
@@ -20,6 +22,18 @@ def test_examples_in_docstrings_run(name, network, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert result.attempted > 0 and result.failed == 0
+
+
+def test_python_of_the_readme_runs(network, tmp_path, monkeypatch):
+    (tmp_path / "net.onnx").write_bytes(network)
+    monkeypatch.chdir(tmp_path)
+    code = (REPOSITORY / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    data = small_models.data()
+    names = {"calibration_batches": [data[:8], data[8:]], "picture": data[:1]}
+    # The test network's names instead of those in the text.
+    exec(code.replace('"image"', '"x"').replace('"logits"', '"y"'), names)
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"net.onnx", "net.encodings", "net_qdq.onnx"}
 
 
 def test_everything_public_is_documented():
