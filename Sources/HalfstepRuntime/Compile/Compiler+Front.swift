@@ -119,7 +119,9 @@ extension Program {
     "GlobalAveragePool", "GlobalMaxPool",
   ]
   /// Operators that broadcast their inputs.
-  private static let broadcasting: Set<String> = ["Add", "Sub", "Mul", "Div", "Min", "Max", "PRelu"]
+  private static let broadcasting: Set<String> = [
+    "Add", "Sub", "Mul", "Div", "Min", "Max", "PRelu",
+  ]
 
   /// Whether a unit is a node that only constants enter.
   private func isConstant(_ unit: Unit, _ lowering: Lowering) -> Bool {
