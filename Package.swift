@@ -33,7 +33,10 @@ let package = Package(
     .systemLibrary(name: "CZlib", providers: [.apt(["zlib1g-dev"])]),
 
     // MARK: - Engine, lowest layer first
-    .target(name: "HalfstepNumerics", dependencies: ["CDNNL", "COpenMP"]),
+    // Loops in C for instruction sets beyond the baseline, chosen at run time.
+    .target(name: "CVectorKernels"),
+    .target(
+      name: "HalfstepNumerics", dependencies: ["CDNNL", "COpenMP", "CVectorKernels"]),
     .target(
       name: "HalfstepGraph",
       dependencies: [

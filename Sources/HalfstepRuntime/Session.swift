@@ -7,8 +7,9 @@ import OrderedCollections
 
 /// Receives tensors while a graph runs.
 package protocol TensorObserver: AnyObject {
-  /// Called once for each observed tensor of a run, on the running thread, in execution order.
+  /// Called on the running thread, in execution order, for each observed tensor of a run.
   ///
+  /// Large tensors come in several calls, a few images each; each value is shown once.
   /// `values` may be in any memory order and hold `paddingZeros` extra zeros; they die on return.
   func observe(_ tensor: String, values: UnsafeBufferPointer<Float>, paddingZeros: Int)
 }
@@ -92,7 +93,7 @@ package final class Session {
       arena = nil
       arena = try TensorStorage(byteCount: plan.arenaBytes)
     }
-    if let arena { try plan.bind(arena) }
+    if let arena { try plan.bind(arena.baseAddress) }
     for (input, tensor) in zip(plan.inputs, tensors) {
       try input.buffer.bind(tensor.tensor.storage.baseAddress)
     }

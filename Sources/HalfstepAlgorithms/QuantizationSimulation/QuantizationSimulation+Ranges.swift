@@ -37,6 +37,31 @@ extension QuantizationSimulation {
     return merged
   }
 
+  /// The grids of several sites, by leader, each searched on one thread.
+  func chooseEncodings(
+    _ searches: [(leader: String, site: QuantizerSite, seen: RangeStatistics)]
+  ) throws(HalfstepError) -> [String: Encoding] {
+    var results = [Result<Encoding, HalfstepError>?](repeating: nil, count: searches.count)
+    results.withUnsafeMutableBufferPointer { results in
+      // Each index is written by one thread only.
+      guard let results = results.baseAddress else { return }
+      let grain = options.scheme.needsHistogram ? 1 : 256
+      Parallel.forEachRange(searches.count, grain: grain) { _, range in
+        for index in range {
+          do throws(HalfstepError) {
+            let search = searches[index]
+            results[index] = .success(try chooseEncoding(search.site, search.seen))
+          } catch {
+            results[index] = .failure(error)
+          }
+        }
+      }
+    }
+    var chosen: [String: Encoding] = [:]
+    for (search, result) in zip(searches, results) { chosen[search.leader] = try result?.get() }
+    return chosen
+  }
+
   /// The grid of a site from statistics.
   func chooseEncoding(
     _ site: QuantizerSite, _ seen: RangeStatistics

@@ -156,7 +156,7 @@ package final class QuantizationSimulation {
   ///
   /// - Throws: `HalfstepError.emptyStatistics` naming tensors that no data has reached.
   package func computeEncodings() throws(HalfstepError) {
-    var chosen: [String: Encoding] = [:]
+    var searches: [(leader: String, site: QuantizerSite, seen: RangeStatistics)] = []
     var unreached: [String] = []
     for (leader, members) in tieGroups() {
       guard let first = quantizers[members[0]], !members.contains(where: { isFrozen($0) }) else {
@@ -167,7 +167,7 @@ package final class QuantizationSimulation {
         unreached.append(leader)
         continue
       }
-      chosen[leader] = try chooseEncoding(first.site, seen)
+      searches.append((leader, first.site, seen))
     }
     if !unreached.isEmpty {
       let shown = unreached.prefix(5).map { "'\($0)'" }.joined(separator: ", ")
@@ -176,6 +176,7 @@ package final class QuantizationSimulation {
         "calibration: no data has reached \(unreached.count) quantizer(s): \(shown)"
           + (unreached.count > 5 ? ", …" : ""))
     }
+    let chosen = try chooseEncodings(searches)
     for (name, quantizer) in quantizers {
       if quantizer.isEnabled, let encoding = chosen[quantizer.site.tieLeader],
         quantizer.site.role == .activation

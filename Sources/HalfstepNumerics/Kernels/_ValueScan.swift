@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // One thread's pass over a stretch of values: extremes, and a histogram while the values are in cache.
 
+import CVectorKernels
+
 /// One thread's pass over values: extremes, and a histogram while the values are in cache.
 ///
 /// Owns its counters; the creator calls `release()`.
@@ -16,8 +18,8 @@ struct ValueScan {
 
   /// Exponent of the bin width, valid once a value was counted.
   private(set) var exponent = RangeStatistics.minimumExponent
-  /// Four interleaved histograms of 8,192 bins: neighbors in memory go to different ones, so that
-  /// equal values do not wait for each other's increment.
+  /// Four histograms of 8,192 bins, one after the other: neighbors in memory go to different ones, so
+  /// that equal values do not wait for each other's increment.
   private let counters: UnsafeMutablePointer<UInt32>?
   /// Scratch space of the counting loop.
   private let slots: UnsafeMutablePointer<Int32>?
@@ -50,21 +52,23 @@ struct ValueScan {
   /// - Parameter setsZerosApart: Whether zeros count in `zeros` and nowhere else.
   mutating func add(_ values: UnsafePointer<Float>, count total: Int, setsZerosApart: Bool) {
     var offset = 0
+    // Without a histogram there is no second pass that would profit from the cache.
+    let chunk = counters == nil ? total : Self.chunk
     while offset < total {
-      let length = min(Self.chunk, total &- offset)
+      let length = min(chunk, total &- offset)
       let part = values + offset
       let extremes =
         setsZerosApart
         ? findNonzeroExtremes(part, count: length) : findExtremes(part, count: length)
       if extremes.isFinite {
-        count &+= length &- extremes.zeros
-        zeros &+= extremes.zeros
-        minimum = min(minimum, extremes.minimum)
-        maximum = max(maximum, extremes.maximum)
         if let counters, let slots {
           raiseExponent(to: max(extremes.maximum, -extremes.minimum), counters)
           Self.countBins(part, length, exponent, counters, slots)
         }
+        count &+= length &- extremes.zeros
+        zeros &+= extremes.zeros
+        minimum = min(minimum, extremes.minimum)
+        maximum = max(maximum, extremes.maximum)
       } else {
         addOneByOne(part, length, setsZerosApart: setsZerosApart)
       }
@@ -78,8 +82,10 @@ struct ValueScan {
     let first = RangeStatistics.binIndex(minimum, exponent: exponent)
     let last = RangeStatistics.binIndex(maximum, exponent: exponent)
     for index in first...last {
-      let slot = counters + (index + RangeStatistics.binsPerSide) * Self.copies
-      var sum = UInt64(slot[0]) + UInt64(slot[1]) + UInt64(slot[2]) + UInt64(slot[3])
+      let slot = counters + (index + RangeStatistics.binsPerSide)
+      var sum =
+        UInt64(slot[0]) + UInt64(slot[Self.bins])
+        + UInt64(slot[2 * Self.bins]) + UInt64(slot[3 * Self.bins])
       if index == 0 { sum -= UInt64(zeros) }
       if sum > 0 { body(index, sum) }
     }
@@ -93,6 +99,12 @@ struct ValueScan {
     let wanted = RangeStatistics.binExponent(forMagnitude: magnitude)
     guard wanted > exponent else { return }
     let shift = wanted - exponent
+    // Zeros that were set apart are counted, too, but their bin stays where it is.
+    let occupied =
+      count == 0
+      ? 0...0
+      : RangeStatistics.binIndex(
+        minimum, exponent: exponent)...RangeStatistics.binIndex(maximum, exponent: exponent)
     exponent = wanted
     let half = RangeStatistics.binsPerSide
     // Bins move toward zero, so walking outward from zero never overwrites an unread one.
@@ -100,13 +112,17 @@ struct ValueScan {
       let target = index >> shift
       if target == index { return }
       for copy in 0..<Self.copies {
-        let amount = counters[(index + half) * Self.copies + copy]
-        counters[(index + half) * Self.copies + copy] = 0
-        counters[(target + half) * Self.copies + copy] += amount
+        let amount = counters[index + half + copy * Self.bins]
+        counters[index + half + copy * Self.bins] = 0
+        counters[target + half + copy * Self.bins] += amount
       }
     }
-    for index in 0..<half { move(index) }
-    for index in 1...half { move(-index) }
+    for index in stride(from: max(occupied.lowerBound, 0), through: occupied.upperBound, by: 1) {
+      move(index)
+    }
+    for index in stride(from: min(occupied.upperBound, -1), through: occupied.lowerBound, by: -1) {
+      move(index)
+    }
   }
 
   private mutating func addOneByOne(
@@ -118,17 +134,17 @@ struct ValueScan {
         sawNonFinite = true
         continue
       }
+      if let counters {
+        raiseExponent(to: abs(value), counters)
+        let bin = RangeStatistics.binIndex(value, exponent: exponent)
+        counters[bin + RangeStatistics.binsPerSide] &+= 1
+      }
       if value == 0 && setsZerosApart {
         zeros &+= 1
       } else {
         count &+= 1
         minimum = min(minimum, value)
         maximum = max(maximum, value)
-      }
-      if let counters {
-        raiseExponent(to: abs(value), counters)
-        let bin = RangeStatistics.binIndex(value, exponent: exponent)
-        counters[(bin + RangeStatistics.binsPerSide) * Self.copies] &+= 1
       }
     }
   }
@@ -141,8 +157,15 @@ struct ValueScan {
   ) {
     let width = Float(sign: .plus, exponent: exponent, significand: 1)
     let reciprocalWidth = 1 / width
+    if hsk_has_avx512() != 0 {
+      hsk_count_bins(values, total, reciprocalWidth, counters)
+      return
+    }
     let half = Int32(RangeStatistics.binsPerSide)
-    let copy = SIMD16<Int32>(0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3)
+    let one = Int32(bins)
+    let four = SIMD4<Int32>(0, one, 2 &* one, 3 &* one)
+    let eight = SIMD8<Int32>(lowHalf: four, highHalf: four)
+    let copy = SIMD16<Int32>(lowHalf: eight, highHalf: eight)
     let magicBits = SIMD16<Int32>(repeating: Int32(bitPattern: roundingMagic.bitPattern) &- half)
     var index = 0
     while index &+ Lanes.width <= total {
@@ -157,7 +180,7 @@ struct ValueScan {
         let sum = value * reciprocalWidth + roundingMagic
         let nearest = unsafeBitCast(sum, to: SIMD16<Int32>.self) &- magicBits
         let above = unsafeBitCast((sum - roundingMagic) * width .> value, to: SIMD16<Int32>.self)
-        let slot = ((nearest &+ above) &<< 2) &+ copy
+        let slot = nearest &+ above &+ copy
         UnsafeMutableRawPointer(slots + done).storeBytes(of: slot, as: SIMD16<Int32>.self)
         done &+= Lanes.width
       }
@@ -170,7 +193,7 @@ struct ValueScan {
     }
     while index < total {
       let bin = RangeStatistics.binIndex(values[index], exponent: exponent)
-      counters[(bin &+ Int(half)) &* copies] &+= 1
+      counters[bin &+ Int(half)] &+= 1
       index &+= 1
     }
   }
@@ -190,9 +213,23 @@ struct Extremes {
   var zeros = 0
 }
 
+extension Extremes {
+  /// - Parameter isEmpty: Whether no value took part.
+  fileprivate init(_ found: hsk_extremes, isEmpty: Bool) {
+    self.init(minimum: found.minimum, maximum: found.maximum, isFinite: found.has_nan == 0)
+    zeros = Int(found.zeros)
+    // All values +∞ or −∞ leave an extreme at its start.
+    if minimum == -.infinity || maximum == .infinity { isFinite = false }
+    if minimum == .infinity && !isEmpty { isFinite = false }
+  }
+}
+
 /// Finds the extremes of contiguous floats.
 @inline(never)
 func findExtremes(_ values: UnsafePointer<Float>, count: Int) -> Extremes {
+  if hsk_has_avx512() != 0 {
+    return Extremes(hsk_find_extremes(values, count, 0), isEmpty: count == 0)
+  }
   var low = Lanes(repeating: .infinity)
   var high = Lanes(repeating: -.infinity)
   var unordered = SIMD16<Int32>(repeating: 0)
@@ -222,6 +259,10 @@ func findExtremes(_ values: UnsafePointer<Float>, count: Int) -> Extremes {
 /// Finds the extremes of those contiguous floats that are not zero, and counts the zeros.
 @inline(never)
 func findNonzeroExtremes(_ values: UnsafePointer<Float>, count: Int) -> Extremes {
+  if hsk_has_avx512() != 0 {
+    let found = hsk_find_extremes(values, count, 1)
+    return Extremes(found, isEmpty: found.zeros == count)
+  }
   let infinity = Lanes(repeating: .infinity)
   var low = infinity
   var high = -infinity

@@ -35,7 +35,7 @@ struct RangeSearch {
     self.maximum = max(maximum, 0)
     steps = thorough ? 100 : 20
     stepsPerSide = thorough ? 16 : 8
-    starts = thorough ? 6 : 1
+    starts = thorough ? 6 : 2
     // AIMET's floor would erase data near 10⁻⁷; the search needs one only where there is no range.
     smallestScale =
       self.minimum == 0 && self.maximum == 0 ? fit.smallestScale : Self.leastScale

@@ -30,28 +30,26 @@ extension Program {
     _ inputs: [(name: String, shape: Shape, dataType: DataType)]
   ) throws(HalfstepError) -> Plan {
     let lowering = Lowering(opset: graph.opset, constants: constants, limit: limit)
+    let units = units
     var buffers: [(name: String, buffer: Buffer)] = []
-    for input in inputs {
-      let bytes = Tensor.byteCount(of: input.dataType, count: input.shape.elementCount)
-      let value = Value(
-        shape: input.shape, dataType: input.dataType, buffer: Buffer(external: bytes))
-      buffers.append((input.name, value.buffer))
-      try finish(input.name, value, lowering)
-    }
-    for (name, tensor) in graph.initializers where lowering.value(named: name) == nil {
-      lowering.define(name, Value(constant: tensor, staticName: name))
-    }
-    for position in graph.nodes.indices where needed[position] {
-      if fusion.absorbed.contains(position) { continue }
-      if let chain = fusion.chains[position] {
-        try compile(chain, lowering)
-      } else if Fusion.canLead(graph.nodes[position]) {
-        // Alone, but its result may have to be rounded.
-        try compile([position], lowering)
-      } else {
-        try compile(position, lowering)
+    var done = 0
+    // What is wrong with the network shows below, where it is compiled as a whole.
+    if let front = try? compileFront(inputs, units) {
+      buffers = front.inputs
+      done = front.unitCount
+      for (name, value) in front.values { lowering.define(name, value) }
+      lowering.emit(front.step)
+    } else {
+      for input in inputs {
+        let bytes = Tensor.byteCount(of: input.dataType, count: input.shape.elementCount)
+        let value = Value(
+          shape: input.shape, dataType: input.dataType, buffer: Buffer(external: bytes))
+        buffers.append((input.name, value.buffer))
+        try finish(input.name, value, lowering)
       }
     }
+    defineInitializers(lowering)
+    for unit in units[done...] { try compile(unit, lowering) }
     var outputs: [(name: String, value: Value, dataType: DataType)] = []
     for name in results {
       guard let value = lowering.value(named: name) else {
@@ -62,6 +60,22 @@ extension Program {
       outputs.append((name, value, value.isFloat ? dataType ?? .float32 : value.dataType))
     }
     return try Plan(inputs: buffers, steps: lowering.steps, outputs: outputs, limit: limit)
+  }
+
+  /// Defines the graph's constants, except where an input replaces one.
+  func defineInitializers(_ lowering: Lowering) {
+    for (name, tensor) in graph.initializers where lowering.value(named: name) == nil {
+      lowering.define(name, Value(constant: tensor, staticName: name))
+    }
+  }
+
+  /// Compiles a node or a chain.
+  func compile(_ unit: Unit, _ lowering: Lowering) throws(HalfstepError) {
+    if unit.isChain {
+      try compile(unit.positions, lowering)
+    } else {
+      try compile(unit.positions[0], lowering)
+    }
   }
 
   /// Compiles the node at a position.
@@ -116,7 +130,7 @@ extension Program {
   }
 
   /// Defines a tensor: shows it to the observer and rounds it to its grid.
-  private func finish(
+  func finish(
     _ name: String, _ value: Value, _ lowering: Lowering, isRounded: Bool = false
   ) throws(HalfstepError) {
     if observed.contains(name), value.isFloat {
@@ -127,7 +141,7 @@ extension Program {
       lowering.emit("observe \(name)", reads: [value], writes: []) { () throws(HalfstepError) in
         guard let observer = slot.current else { return }
         observer.observe(
-          name, values: UnsafeBufferPointer(start: buffer.floats, count: count),
+          name, values: UnsafeBufferPointer(start: try buffer.floats, count: count),
           paddingZeros: zeros)
       }
     }
@@ -172,7 +186,7 @@ extension Program {
     }
     let plan = try Plan(inputs: [], steps: scratch.steps, outputs: outputs, limit: limit / 4)
     let arena = try TensorStorage(byteCount: plan.arenaBytes)
-    try plan.bind(arena)
+    try plan.bind(arena.baseAddress)
     try plan.run()
     let tensors = try plan.collect()
     withExtendedLifetime(arena) {}

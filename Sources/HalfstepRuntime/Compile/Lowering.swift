@@ -231,8 +231,8 @@ final class Lowering {
     steps.append(
       Step(label: name, reads: reading, writes: written, inPlace: inPlace) {
         () throws(HalfstepError) in
-        if copiesFirst, let (source, target) = inPlace, source.bytes != target.bytes {
-          target.bytes.copyMemory(from: source.bytes, byteCount: target.byteCount)
+        if copiesFirst, let (source, target) = inPlace, try source.bytes != target.bytes {
+          try target.bytes.copyMemory(from: source.bytes, byteCount: target.byteCount)
         }
         try call.run()
       })

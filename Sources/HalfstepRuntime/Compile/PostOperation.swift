@@ -52,7 +52,7 @@ extension Lowering {
     let target = result.buffer
     emit("quantize", reads: [value], writes: [result], inPlace: (value, result)) {
       () throws(HalfstepError) in
-      encoding.fakeQuantize(source.floats, into: target.floats, layout: layout)
+      encoding.fakeQuantize(try source.floats, into: try target.floats, layout: layout)
     }
     return result
   }

@@ -201,8 +201,8 @@ extension Lowering {
     let count = value.storedCount
     emit(label, reads: [value], writes: [result], inPlace: (value, result)) {
       () throws(HalfstepError) in
-      let from = source.floats
-      let to = target.floats
+      let from = try source.floats
+      let to = try target.floats
       Parallel.forEachRange(count, grain: 1 << 13) { _, range in
         for index in range { to[index] = function(from[index]) }
       }

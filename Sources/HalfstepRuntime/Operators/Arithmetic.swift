@@ -124,12 +124,13 @@ extension Lowering {
     let buffers = (condition.buffer, a.buffer, b.buffer, result.buffer)
     emit("Where", reads: [condition, a, b], writes: [result]) { () throws(HalfstepError) in
       var index = OdometerIndex(shape.dimensions, [ca, sa, sb])
-      let flags = buffers.0.bytes.assumingMemoryBound(to: UInt8.self)
+      let flags = try buffers.0.bytes.assumingMemoryBound(to: UInt8.self)
+      let (first, second, to) = (try buffers.1.bytes, try buffers.2.bytes, try buffers.3.bytes)
       for position in 0..<shape.elementCount {
         let source =
           flags[index.offsets[0]] != 0
-          ? buffers.1.bytes + index.offsets[1] * width : buffers.2.bytes + index.offsets[2] * width
-        (buffers.3.bytes + position * width).copyMemory(from: source, byteCount: width)
+          ? first + index.offsets[1] * width : second + index.offsets[2] * width
+        (to + position * width).copyMemory(from: source, byteCount: width)
         index.advance()
       }
     }
@@ -191,7 +192,7 @@ extension Lowering {
       "\(operation)", reads: [a, b], writes: [result], inPlace: shared.map { ($0, result) }
     ) { () throws(HalfstepError) in
       ArithmeticKernel.run(
-        operation, dataType, buffers.0.bytes, buffers.1.bytes, buffers.2.bytes, loop)
+        operation, dataType, try buffers.0.bytes, try buffers.1.bytes, try buffers.2.bytes, loop)
     }
     return result
   }
@@ -218,7 +219,7 @@ extension Lowering {
     let (from, to, count) = (source.buffer, result.buffer, source.count)
     let types = (source.dataType, target)
     emit("Cast", reads: [source], writes: [result]) { () throws(HalfstepError) in
-      Conversion.run(types.0, from.bytes, types.1, to.bytes, count: count)
+      Conversion.run(types.0, try from.bytes, types.1, try to.bytes, count: count)
     }
     return result
   }

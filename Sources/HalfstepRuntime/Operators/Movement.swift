@@ -53,7 +53,7 @@ extension Lowering {
       shape.dimensions, from: strides, to: shape.strides, fromStart: start, width: width)
     let (from, to) = (source.buffer, result.buffer)
     emit(label, reads: [source], writes: [result]) { () throws(HalfstepError) in
-      copy.run(from.bytes, to.bytes)
+      copy.run(try from.bytes, try to.bytes)
     }
     return result
   }
@@ -210,7 +210,7 @@ extension Lowering {
     }
     let target = result.buffer
     emit("Concat", reads: sources, writes: [result]) { () throws(HalfstepError) in
-      for (copy, source) in copies { copy.run(source.bytes, target.bytes) }
+      for (copy, source) in copies { copy.run(try source.bytes, try target.bytes) }
     }
     return result
   }
@@ -258,7 +258,7 @@ extension Lowering {
     }
     let target = result.buffer
     emit("Concat", reads: sources, writes: [result]) { () throws(HalfstepError) in
-      for (copy, source) in copies { copy.run(source.bytes, target.bytes) }
+      for (copy, source) in copies { copy.run(try source.bytes, try target.bytes) }
     }
     return result
   }
@@ -332,11 +332,12 @@ extension Lowering {
     let isLong = indices.dataType == .int64
     let label = node.label
     emit("Gather", reads: [value, indices], writes: [result]) { () throws(HalfstepError) in
+      let (from, list, to) = (try buffers.0.bytes, try buffers.1.bytes, try buffers.2.bytes)
       for position in 0..<count {
         let given =
           isLong
-          ? Int(buffers.1.bytes.assumingMemoryBound(to: Int64.self)[position])
-          : Int(buffers.1.bytes.assumingMemoryBound(to: Int32.self)[position])
+          ? Int(list.assumingMemoryBound(to: Int64.self)[position])
+          : Int(list.assumingMemoryBound(to: Int32.self)[position])
         guard given >= -extent, given < extent else {
           throw HalfstepError(
             .invalidArgument, "node '\(label)': index \(given) is outside 0..<\(extent)",
@@ -344,8 +345,8 @@ extension Lowering {
         }
         let index = given < 0 ? given + extent : given
         for row in 0..<outer {
-          (buffers.2.bytes + (row * count + position) * run).copyMemory(
-            from: buffers.0.bytes + (row * extent + index) * run, byteCount: run)
+          (to + (row * count + position) * run).copyMemory(
+            from: from + (row * extent + index) * run, byteCount: run)
         }
       }
     }

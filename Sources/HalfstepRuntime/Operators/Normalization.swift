@@ -119,8 +119,8 @@ extension Lowering {
     let rows = count == 0 ? 0 : value.count / count
     emit("normalize", reads: [value], writes: [result], inPlace: (value, result)) {
       () throws(HalfstepError) in
-      let from = source.floats
-      let to = target.floats
+      let from = try source.floats
+      let to = try target.floats
       Parallel.forEachRange(rows, grain: max(1, (1 << 13) / max(count, 1))) { _, range in
         for row in range {
           let x = from + row * count
@@ -199,8 +199,8 @@ extension Lowering {
     let (batch, channels) = (value.shape[0], value.shape[1])
     let inner = value.count / (batch * channels)
     emit("LRN", reads: [value], writes: [result]) { () throws(HalfstepError) in
-      let from = source.floats
-      let to = target.floats
+      let from = try source.floats
+      let to = try target.floats
       Parallel.forEachRange(batch * channels, grain: 1) { _, range in
         for plane in range {
           let (n, c) = plane.quotientAndRemainder(dividingBy: channels)

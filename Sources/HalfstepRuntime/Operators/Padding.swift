@@ -87,16 +87,16 @@ extension Lowering {
     let count = shape.elementCount
     emit("Pad", reads: [source], writes: [result]) { () throws(HalfstepError) in
       if type == .float32 {
-        to.floats.update(repeating: fill, count: count)
+        try to.floats.update(repeating: fill, count: count)
       } else {
         // One element converted, then repeated.
         var number = fill
-        Conversion.run(.float32, &number, type, to.bytes, count: min(count, 1))
+        Conversion.run(.float32, &number, type, try to.bytes, count: min(count, 1))
         for index in 1..<max(count, 1) {
-          (to.bytes + index * width).copyMemory(from: to.bytes, byteCount: width)
+          (try to.bytes + index * width).copyMemory(from: try to.bytes, byteCount: width)
         }
       }
-      if !isEmpty { copy.run(from.bytes, to.bytes) }
+      if !isEmpty { copy.run(try from.bytes, try to.bytes) }
     }
     return result
   }
@@ -137,10 +137,11 @@ extension Lowering {
     let rank = value.rank
     emit("Pad", reads: [source], writes: [result]) { () throws(HalfstepError) in
       var position = CounterIndex(shape.dimensions)
+      let (from, to) = (try from.bytes, try to.bytes)
       for index in 0..<shape.elementCount {
         var offset = 0
         for axis in 0..<rank { offset += tables[axis][position.turns[axis]] }
-        (to.bytes + index * width).copyMemory(from: from.bytes + offset * width, byteCount: width)
+        (to + index * width).copyMemory(from: from + offset * width, byteCount: width)
         position.advance()
       }
     }

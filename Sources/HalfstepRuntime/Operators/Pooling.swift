@@ -126,8 +126,8 @@ extension Lowering {
     let outputSize = geometry.output.reduce(1, *)
     let rank = geometry.input.count
     emit("pool", reads: [value], writes: [result]) { () throws(HalfstepError) in
-      let from = source.floats
-      let to = target.floats
+      let from = try source.floats
+      let to = try target.floats
       Parallel.forEachRange(planes, grain: 1) { _, range in
         for plane in range {
           var position = CounterIndex(geometry.output)

@@ -82,8 +82,8 @@ extension Lowering {
     let (source, target, count) = (value.buffer, codes.buffer, value.count)
     emit("QuantizeLinear", reads: [value], writes: [codes], inPlace: (value, codes)) {
       () throws(HalfstepError) in
-      let from = source.floats
-      let to = target.floats
+      let from = try source.floats
+      let to = try target.floats
       for index in 0..<count {
         let group = map.group(index)
         let code = (from[index] / map.scales[group]).rounded(.toNearestOrEven)
@@ -108,9 +108,9 @@ extension Lowering {
       Step(
         label: "DequantizeLinear '\(currentNode)'", reads: [source], writes: [target, wide]
       ) { () throws(HalfstepError) in
-        Conversion.run(type, source.bytes, .int64, wide.bytes, count: count)
-        let from = wide.bytes.assumingMemoryBound(to: Int64.self)
-        let to = target.floats
+        Conversion.run(type, try source.bytes, .int64, try wide.bytes, count: count)
+        let from = try wide.bytes.assumingMemoryBound(to: Int64.self)
+        let to = try target.floats
         for index in 0..<count {
           let group = map.group(index)
           to[index] = Float(from[index] &- map.zeros[group]) * map.scales[group]

@@ -81,8 +81,8 @@ extension Lowering {
     let result = try makeValue(shape)
     let (source, target) = (value.buffer, result.buffer)
     emit("\(reduction)", reads: [value], writes: [result]) { () throws(HalfstepError) in
-      let from = source.floats
-      let to = target.floats
+      let from = try source.floats
+      let to = try target.floats
       var offsets = [Int](repeating: 0, count: count)
       var walk = OdometerIndex(innerExtents, [innerStrides])
       for index in 0..<count {
@@ -141,8 +141,8 @@ extension Lowering {
     let result = try makeValue(shape, .int64)
     let (source, target) = (value.buffer, result.buffer)
     emit("argument", reads: [value], writes: [result]) { () throws(HalfstepError) in
-      let from = source.floats
-      let to = target.bytes.assumingMemoryBound(to: Int64.self)
+      let from = try source.floats
+      let to = try target.bytes.assumingMemoryBound(to: Int64.self)
       for index in 0..<shape.elementCount {
         let start = (index / inner) * extent * inner + index % inner
         var best = 0

@@ -98,8 +98,8 @@ extension Lowering {
     }
     let inner = shape[rank - 1]
     emit("Resize", reads: [value], writes: [result]) { () throws(HalfstepError) in
-      let from = source.floats
-      let to = target.floats
+      let from = try source.floats
+      let to = try target.floats
       Parallel.forEachRange(shape.elementCount / inner, grain: 16) { _, range in
         var turns = [Int](repeating: 0, count: rank)
         for row in range {

@@ -15,7 +15,7 @@ final class Buffer {
   }
 
   let byteCount: Int
-  let home: Home
+  private(set) var home: Home
   /// Where the bytes are now; nil until bound.
   private(set) var address: UnsafeMutableRawPointer?
   /// oneDNN objects that must follow the address.
@@ -44,6 +44,9 @@ final class Buffer {
 
   var isArena: Bool { if case .arena = home { true } else { false } }
 
+  /// Takes the buffer out of the arena, before buffers are placed; `bind` then says where it is.
+  func leaveArena() { home = .external }
+
   /// Makes a oneDNN object point here, now and after each later `bind`.
   func follow(_ memory: Memory) throws(HalfstepError) {
     followers.append(memory)
@@ -57,12 +60,22 @@ final class Buffer {
     for memory in followers { try memory.point(to: address) }
   }
 
-  /// The floats. Only for steps of a bound plan.
-  var floats: UnsafeMutablePointer<Float> { bytes.assumingMemoryBound(to: Float.self) }
+  /// The floats.
+  ///
+  /// - Throws: `HalfstepError.internalError` before the plan was bound.
+  var floats: UnsafeMutablePointer<Float> {
+    get throws(HalfstepError) { try bytes.assumingMemoryBound(to: Float.self) }
+  }
 
-  /// The bytes. Only for steps of a bound plan.
+  /// The bytes.
+  ///
+  /// - Throws: `HalfstepError.internalError` before the plan was bound.
   var bytes: UnsafeMutableRawPointer {
-    guard let address else { preconditionFailure("buffer used before its plan was bound") }
-    return address
+    get throws(HalfstepError) {
+      guard let address else {
+        throw HalfstepError(.internalError, "a buffer was used before its plan was bound")
+      }
+      return address
+    }
   }
 }

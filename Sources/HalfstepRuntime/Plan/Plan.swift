@@ -76,8 +76,10 @@ final class Plan {
   }
 
   /// Tells every buffer where it is.
-  func bind(_ arena: TensorStorage) throws(HalfstepError) {
-    for buffer in buffers { try buffer.bind(arena.baseAddress + buffer.offset) }
+  ///
+  /// - Parameter arena: First of `arenaBytes` bytes.
+  func bind(_ arena: UnsafeMutableRawPointer) throws(HalfstepError) {
+    for buffer in buffers { try buffer.bind(arena + buffer.offset) }
   }
 
   /// Runs the steps; the inputs are bound.
@@ -96,7 +98,7 @@ final class Plan {
         try call.run()
       } else if tensor.byteCount > 0 {
         tensor.storage.baseAddress.copyMemory(
-          from: value.buffer.bytes, byteCount: tensor.byteCount)
+          from: try value.buffer.bytes, byteCount: tensor.byteCount)
       }
       results[output.name] = try Conversion.convert(tensor, to: output.dataType)
     }

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// Loops for processors with AVX-512, which Swift cannot compile beside the baseline.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+// Whether this processor and its operating system run the functions below; they must not be called
+// elsewhere.
+int hsk_has_avx512(void);
+
+typedef struct {
+  // Smallest and largest value, NaN left out; (inf, -inf) if there is none.
+  float minimum, maximum;
+  // Zeros that were left out on request.
+  uint64_t zeros;
+  // Whether a NaN was seen.
+  int has_nan;
+} hsk_extremes;
+
+// Extremes of `count` values; with `skips_zeros`, of those that are not zero.
+hsk_extremes hsk_find_extremes(const float *values, size_t count, int skips_zeros);
+
+// Counts finite values x in bins floor(x * reciprocal_width), which lie in -4096...4095.
+//
+// `reciprocal_width` is a power of two. `counters` holds four histograms of 8192 bins, one after the
+// other; which of them counts a value is unspecified.
+void hsk_count_bins(const float *values, size_t count, float reciprocal_width, uint32_t *counters);
