@@ -121,7 +121,9 @@ extension Model {
     _ data: [String: Tensor], _ options: RoundingOptions, _ rounder: some LayerRounder,
     writesWeights: Bool, _ progress: ((Int, Int) -> Bool)?
   ) throws(HalfstepError) -> RoundingReport {
-    for (bits, what) in [(options.parameterBits, "parameter"), (options.activationBits ?? 8, "activation")]
+    for (bits, what) in [
+      (options.parameterBits, "parameter"), (options.activationBits ?? 8, "activation"),
+    ]
     where !QuantizerSpec.bitRange.contains(bits) {
       throw HalfstepError(.invalidArgument, "\(what) bits: expected 2...16, got \(bits)")
     }

@@ -11,11 +11,13 @@ import HalfstepNumerics
 /// means. Strengths of shrinkage are chosen on held-out rows.
 package struct GramRounding: LayerRounder, Sendable {
   package struct Options: Sendable {
-    /// Shrinkages to choose from: of the Gram matrix, and of the correction of the target.
+    /// Shrinkages to choose from, ascending: of the Gram matrix, and of the correction of the target.
     package var shrinkages: [(gram: Double, correction: Double)] = [
-      (0.01, 0.05), (0.003, 0.01), (0.05, 0.3),
+      (0.003, 0.01), (0.01, 0.05), (0.05, 0.3), (0.2, 1.5),
     ]
-    /// Layers whose weight has more columns than this take the first shrinkage without a choice.
+    /// The shrinkage that is tried first; its neighbors follow as long as they do better.
+    package var firstShrinkage = 1
+    /// Layers whose weight has more columns than this take that shrinkage without a choice.
     package var widestChoice = 2500
     /// Times that scales are refit, each followed by descent.
     package var passes = 3
@@ -39,21 +41,48 @@ package struct GramRounding: LayerRounder, Sendable {
   package func round(_ problem: LayerProblem) throws(HalfstepError) -> LayerRounding {
     let statistics = try Self.statistics(of: problem)
     let scales = try LayerScales(problem)
-    let choices =
-      problem.layer.layout.columns > options.widestChoice
-      ? Array(options.shrinkages.prefix(1)) : options.shrinkages
+    let isWide = problem.layer.layout.columns > options.widestChoice
     var best: (rounding: LayerRounding, noise: Double)?
-    for (index, choice) in choices.enumerated() {
-      let rounding = try solve(problem, statistics, scales, choice)
+    func attempt(_ index: Int) throws(HalfstepError) -> Bool {
+      guard options.shrinkages.indices.contains(index) else { return false }
+      let rounding: LayerRounding
+      do throws(HalfstepError) {
+        rounding = try solve(problem, statistics, scales, options.shrinkages[index])
+      } catch {
+        // Moments whose means dwarf what is around them may need more on the diagonal.
+        if error.code == .numericFailure { return best == nil }
+        throw error
+      }
       let noise = try problem.heldOut().noise(
         weight: rounding.weight, bias: rounding.bias?.map(Double.init))
-      if best.map({ noise < $0.noise }) ?? true { best = (rounding, noise) }
-      try problem.progress(0.3 + 0.7 * Double(index + 1) / Double(choices.count))
+      let isBetter = best.map { noise < $0.noise } ?? true
+      if isBetter { best = (rounding, noise) }
+      try problem.progress(0.3 + 0.2 * Double(index))
+      return isBetter
     }
-    guard let best else {
-      throw HalfstepError(.invalidArgument, "Gram rounding: expected one or more shrinkages")
+    // Held-out noise has one minimum along the list, near enough.
+    var isRising = true
+    for index in options.shrinkages.indices.dropFirst(options.firstShrinkage)
+    where isRising && (best == nil || !isWide) {
+      isRising = try attempt(index)
     }
-    return best.rounding
+    if !isWide, best?.rounding.note == note(options.firstShrinkage) {
+      for index in options.shrinkages.indices.prefix(options.firstShrinkage).reversed() {
+        if !(try attempt(index)) { break }
+      }
+    }
+    if let best { return best.rounding }
+    return LayerRounding(
+      weight: try problem.nearest.fakeQuantize(problem.weight), encoding: problem.nearest,
+      note: "nearest")
+  }
+
+  private func note(_ index: Int) -> String {
+    options.shrinkages.indices.contains(index) ? Self.note(options.shrinkages[index]) : ""
+  }
+
+  private static func note(_ shrinkage: (gram: Double, correction: Double)) -> String {
+    "gram, shrinkage \(shrinkage.gram)"
   }
 
   // MARK: Statistics
@@ -269,7 +298,7 @@ package struct GramRounding: LayerRounder, Sendable {
     return LayerRounding(
       // What the encoding makes of the weights, to the last bit.
       weight: try encoding.fakeQuantize(weight), encoding: encoding,
-      bias: changesBias ? bias.map { Float($0) } : nil, note: "gram \(shrinkage.gram)")
+      bias: changesBias ? bias.map { Float($0) } : nil, note: Self.note(shrinkage))
   }
 
   // MARK: Loops
@@ -282,7 +311,9 @@ package struct GramRounding: LayerRounder, Sendable {
     results.withUnsafeMutableBufferPointer { results in
       nonisolated(unsafe) let results = results
       if count < 4 {
-        for index in 0..<count { results[index] = attempt { () throws(HalfstepError) in try body(index) } }
+        for index in 0..<count {
+          results[index] = attempt { () throws(HalfstepError) in try body(index) }
+        }
       } else {
         Parallel.forEachRange(count, grain: 1) { _, range in
           for index in range {

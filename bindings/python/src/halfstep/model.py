@@ -14,7 +14,7 @@ from ._progress import Progress, Reporter
 if TYPE_CHECKING:
     import numpy as np
 
-    from ._rounding import RoundedLayer
+    from .rounding import RoundedLayer
 
 
 class TensorInfo(NamedTuple):
@@ -456,7 +456,7 @@ class Model:
         >>> all(layer.noise_after <= layer.noise_before for layer in layers)
         True
         """
-        from ._rounding import Settings, round_model
+        from .rounding import Settings, round_model
 
         settings = Settings(
             param_bits,
@@ -472,9 +472,7 @@ class Model:
             floor_or_ceil,
             0,
         )
-        return round_model(
-            self._handle.adaround, "rounding", self.inputs, data, settings, progress
-        )
+        return round_model(self._handle.adaround, "rounding", self.inputs, data, settings, progress)
 
     def correct_biases(
         self,
@@ -553,7 +551,7 @@ class Model:
         >>> [layer.kept for layer in model.correct_biases(data)][0]
         'nearest, bias corrected'
         """
-        from ._rounding import Settings, round_model
+        from .rounding import Settings, round_model
 
         settings = Settings(
             param_bits,

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from ._arrays import as_inputs
 from ._progress import Reporter
 from .errors import EmptyStatisticsError, InvalidArgumentError, UnknownNameError
 
@@ -54,6 +53,8 @@ def _joined(data: Any, infos: tuple[Any, ...]) -> dict[str, Any]:
     """Turn arrays, or batches of arrays, into one dict of arrays."""
     import numpy as np
 
+    from ._arrays import as_inputs
+
     if isinstance(data, Mapping) or hasattr(data, "__dlpack__") or isinstance(data, np.ndarray):
         return as_inputs(data, infos)
     batches = [as_inputs(batch, infos) for batch in data]
@@ -77,9 +78,7 @@ def round_model(
     from .simulation import _SCHEMES
 
     if settings.method not in _METHODS:
-        raise UnknownNameError(
-            f"method {settings.method!r}: expected one of {', '.join(_METHODS)}"
-        )
+        raise UnknownNameError(f"method {settings.method!r}: expected one of {', '.join(_METHODS)}")
     if settings.quant_scheme not in _SCHEMES:
         raise UnknownNameError(
             f"quant_scheme {settings.quant_scheme!r}: expected one of {', '.join(_SCHEMES)}"
@@ -110,5 +109,3 @@ def round_model(
             report,
         )
     return tuple(RoundedLayer(*row) for row in rows)
-
-
