@@ -574,6 +574,117 @@ void hs_equalization_report_free(hs_equalization_report *report);
 
 /// @}
 // ------------------------------------------------------------------------------------------------
+/// @defgroup rounding Rounding
+/// @{
+
+/// How weights are rounded.
+/// @since 0.1
+typedef int32_t hs_rounding_method;
+
+enum {
+  HS_ROUNDING_AUTO = 0,  ///< What does best on held-out rows for the effort.
+  HS_ROUNDING_GRAM = 1   ///< Linear algebra on Gram matrices of the layers' inputs.
+};
+
+/// What rounding aims at and may use.
+/// @since 0.1
+typedef struct hs_rounding_options {
+  size_t struct_size;         ///< sizeof(hs_rounding_options)
+  hs_rounding_method method;  ///< How weights are rounded.
+  int32_t parameter_bits;     ///< 2 to 16; 0 means 4, or 8 for bias correction.
+  int32_t activation_bits;    ///< 2 to 16 while rounding; 0 means 8, 32 keeps them in float.
+  int32_t scheme;  ///< hs_range_scheme of activations, and of weights rounded to nearest.
+  double percentile;          ///< Only for HS_RANGE_SCHEME_PERCENTILE: 50 to 100; 0 means 100.
+  const char *configuration;  ///< Built-in name or path of a JSON file; NULL for the default.
+  const char *const *excluded_layers;  ///< Names of nodes that stay in float; may be NULL.
+  size_t excluded_layer_count;         ///< Length of `excluded_layers`.
+  size_t maximum_rows;      ///< Rows that a layer learns from at most; 0 means 32,768.
+  size_t maximum_bytes;     ///< Bytes of activations in memory; 0 means 512 MiB.
+  uint64_t seed;            ///< Decides which rows are drawn.
+  int32_t floor_or_ceil;    ///< Not 0: a weight only goes to one of its two neighbors on the grid.
+  int32_t iterations;       ///< Of gradient methods; 0 means their default.
+  hs_progress_fn progress;  ///< Told how many layers are done; may be NULL.
+  void *user_data;          ///< Handed to `progress`.
+} hs_rounding_options;
+
+/// Fills in defaults; NULL is a no-op.
+/// @since 0.1
+void hs_rounding_options_init(hs_rounding_options *options);
+
+/// What rounding did, layer by layer.
+/// @since 0.1
+typedef struct hs_rounding_report hs_rounding_report;
+
+/// What became of a layer; lent until the report is freed.
+/// @since 0.1
+typedef struct hs_rounded_layer {
+  const char *layer;    ///< Node name, or operator and first output.
+  const char *weight;   ///< Name of the weight.
+  const char *kept;     ///< How the kept weights were found; "nearest" if nothing did better.
+  double noise_before;  ///< Noise over signal on held-out rows, rounded to nearest.
+  double noise_after;   ///< Noise over signal with what was kept; never larger.
+  int32_t bits;         ///< Width of the weight's codes.
+  int32_t reserved;     ///< 0
+} hs_rounded_layer;
+
+/// Rounds weights so that the network's outputs change least, with unlabeled data.
+///
+/// Fold batch norms first, and equalize if scales are per tensor. Changes weights and biases; the
+/// model remembers the grids, and a simulation made from it uses them.
+/// @param[in,out] model unchanged if the call fails
+/// @param[in] names inputs, `[count]`
+/// @param[in] values their values, `[N, ...]` each, `[count]`; read during the call only
+/// @param[in] count number of inputs
+/// @param[in] options may be NULL
+/// @param[out] out_report owned by the caller, see hs_rounding_report_free(); may be NULL
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_CANCELLED, HS_ERR_EMPTY_STATISTICS, HS_ERR_INVALID_ARGUMENT,
+/// HS_ERR_NON_FINITE_VALUE, HS_ERR_UNKNOWN_NAME, HS_ERR_SHAPE_MISMATCH,
+/// HS_ERR_UNSUPPORTED_OPERATOR, HS_ERR_FILE_ACCESS for the temporary file
+/// @since 0.1
+hs_status hs_model_adaround(hs_model *model, const char *const *names,
+                            const hs_tensor_view *values, size_t count,
+                            const hs_rounding_options *options, hs_rounding_report **out_report,
+                            hs_error *error);
+
+/// Corrects biases for what rounding to nearest does to the means of layers' outputs.
+///
+/// Weights stay as they are; quantize the model afterwards with the same options.
+/// @param[in,out] model unchanged if the call fails
+/// @param[in] names inputs, `[count]`
+/// @param[in] values their values, `[N, ...]` each, `[count]`; read during the call only
+/// @param[in] count number of inputs
+/// @param[in] options how the model will be quantized; may be NULL
+/// @param[out] out_report owned by the caller, see hs_rounding_report_free(); may be NULL
+/// @param[out] error may be NULL
+/// @return as hs_model_adaround()
+/// @since 0.1
+hs_status hs_model_correct_biases(hs_model *model, const char *const *names,
+                                  const hs_tensor_view *values, size_t count,
+                                  const hs_rounding_options *options,
+                                  hs_rounding_report **out_report, hs_error *error);
+
+/// Number of layers.
+/// @since 0.1
+hs_status hs_rounding_report_count(const hs_rounding_report *report, size_t *out_count,
+                                   hs_error *error);
+
+/// One layer.
+/// @param[in] report the report
+/// @param[in] index less than the count
+/// @param[out] out_layer lent until the report is freed
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_rounding_report_get(const hs_rounding_report *report, size_t index,
+                                 hs_rounded_layer *out_layer, hs_error *error);
+
+/// Frees a report; NULL is a no-op.
+/// @since 0.1
+void hs_rounding_report_free(hs_rounding_report *report);
+
+/// @}
+// ------------------------------------------------------------------------------------------------
 /// @defgroup encodings Encodings
 /// @{
 

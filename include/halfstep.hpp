@@ -290,6 +290,31 @@ struct EqualizationOptions {
   int32_t maximum_iterations = 50;
 };
 
+/// What rounding aims at and may use; zeros and empty texts mean the library's defaults.
+struct RoundingOptions {
+  hs_rounding_method method = HS_ROUNDING_AUTO;
+  int32_t parameter_bits = 0;   ///< 2 to 16; 0 means 4, or 8 for bias correction.
+  int32_t activation_bits = 0;  ///< 2 to 16 while rounding; 0 means 8, 32 keeps them in float.
+  hs_range_scheme scheme = HS_RANGE_SCHEME_MIN_MAX;
+  double percentile = 0;
+  std::string configuration;  ///< Built-in name or path of a JSON file.
+  std::vector<std::string> excluded_layers;
+  std::size_t maximum_rows = 0;
+  std::size_t maximum_bytes = 0;
+  uint64_t seed = 0;
+  bool floor_or_ceil = false;
+};
+
+/// What rounding made of a layer.
+struct RoundedLayer {
+  std::string layer;
+  std::string weight;
+  std::string kept;     ///< How the kept weights were found.
+  double noise_before;  ///< Noise over signal on held-out rows, rounded to nearest.
+  double noise_after;   ///< Noise over signal with what was kept.
+  int32_t bits;
+};
+
 /// A layer that has a weight.
 struct Layer {
   std::string name;
@@ -398,6 +423,18 @@ class Model {
     return result;
   }
 
+  /// Rounds weights so that the network's outputs change least, with unlabeled data.
+  std::vector<RoundedLayer> adaround(const Inputs &data, const RoundingOptions &options = {},
+                                     Progress progress = {}) {
+    return rounded(hs_model_adaround, data, options, std::move(progress));
+  }
+
+  /// Corrects biases for what rounding weights to nearest does to the means of outputs.
+  std::vector<RoundedLayer> correct_biases(const Inputs &data, const RoundingOptions &options = {},
+                                           Progress progress = {}) {
+    return rounded(hs_model_correct_biases, data, options, std::move(progress));
+  }
+
   /// Convolutions and matrix products, and the ranges of their weights.
   std::vector<Layer> layers() const {
     detail::Owner<hs_inspection, hs_inspection_free> inspection(
@@ -418,6 +455,43 @@ class Model {
   hs_model *get() const noexcept { return handle_.get(); }
 
  private:
+  template <typename Function>
+  std::vector<RoundedLayer> rounded(Function function, const Inputs &data,
+                                    const RoundingOptions &options, Progress progress) {
+    detail::RawProgress reporter(std::move(progress));
+    detail::RawInputs inputs(data);
+    std::vector<const char *> excluded;
+    for (const auto &name : options.excluded_layers) excluded.push_back(name.c_str());
+    hs_rounding_options raw;
+    hs_rounding_options_init(&raw);
+    raw.method = options.method;
+    raw.parameter_bits = options.parameter_bits;
+    raw.activation_bits = options.activation_bits;
+    raw.scheme = options.scheme;
+    raw.percentile = options.percentile;
+    if (!options.configuration.empty()) raw.configuration = options.configuration.c_str();
+    raw.excluded_layers = excluded.data();
+    raw.excluded_layer_count = excluded.size();
+    raw.maximum_rows = options.maximum_rows;
+    raw.maximum_bytes = options.maximum_bytes;
+    raw.seed = options.seed;
+    raw.floor_or_ceil = options.floor_or_ceil;
+    raw.progress = reporter.function();
+    raw.user_data = &reporter;
+    detail::Owner<hs_rounding_report, hs_rounding_report_free> report(reporter.call([&] {
+      return detail::get<hs_rounding_report *>(function, handle_.get(), inputs.names.data(),
+                                               inputs.views.data(), inputs.names.size(), &raw);
+    }));
+    std::vector<RoundedLayer> layers;
+    auto count = detail::get<std::size_t>(hs_rounding_report_count, report.get());
+    for (std::size_t index = 0; index < count; ++index) {
+      auto layer = detail::get<hs_rounded_layer>(hs_rounding_report_get, report.get(), index);
+      layers.push_back({layer.layer, layer.weight, layer.kept, layer.noise_before,
+                        layer.noise_after, layer.bits});
+    }
+    return layers;
+  }
+
   template <typename Count, typename Item>
   std::vector<ValueInfo> infos(Count count, Item item) {
     std::vector<ValueInfo> result;

@@ -68,25 +68,24 @@ public func hs_simulation_create(
       handle.model,
       parameterBits: options.parameter_bits == 0 ? 8 : Int(options.parameter_bits),
       activationBits: options.activation_bits == 0 ? 8 : Int(options.activation_bits),
-      scheme: try options.rangeScheme, configuration: configuration,
+      scheme: try rangeScheme(options.scheme, options.percentile), configuration: configuration,
       excludedLayers: try texts(
         options.excluded_layers, options.excluded_layer_count, "excluded_layers"))
     out.pointee = handOver(SimulationHandle(simulation))
   }
 }
 
-extension hs_simulation_options {
-  fileprivate var rangeScheme: RangeScheme {
-    get throws(HalfstepError) {
-      switch Int(scheme) {
-      case HS_RANGE_SCHEME_MIN_MAX: return .minMax
-      case HS_RANGE_SCHEME_SQNR: return .sqnr
-      case HS_RANGE_SCHEME_PERCENTILE: return .percentile(percentile == 0 ? 100 : percentile)
-      case HS_RANGE_SCHEME_MSE: return .mse
-      case HS_RANGE_SCHEME_ENTROPY: return .entropy
-      default: throw HalfstepError(.unknownName, "unknown range scheme \(scheme)")
-      }
-    }
+/// The scheme of a number.
+func rangeScheme(
+  _ scheme: hs_range_scheme, _ percentile: Double
+) throws(HalfstepError) -> RangeScheme {
+  switch Int(scheme) {
+  case HS_RANGE_SCHEME_MIN_MAX: return .minMax
+  case HS_RANGE_SCHEME_SQNR: return .sqnr
+  case HS_RANGE_SCHEME_PERCENTILE: return .percentile(percentile == 0 ? 100 : percentile)
+  case HS_RANGE_SCHEME_MSE: return .mse
+  case HS_RANGE_SCHEME_ENTROPY: return .entropy
+  default: throw HalfstepError(.unknownName, "unknown range scheme \(scheme)")
   }
 }
 

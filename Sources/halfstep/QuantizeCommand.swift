@@ -17,6 +17,7 @@ struct QuantizeCommand: ParsableCommand {
       Examples:
         halfstep quantize net.onnx --calibration images.npy -o out
         halfstep quantize net.onnx --calibration photos.npz --array calib --scheme sqnr -o out
+        halfstep quantize net.onnx --calibration images.npy --weights 4 --round auto -o out
         halfstep quantize net.onnx --calibration images.npy --weights 4 --config htp_v73 --qdq -o out
       """)
 
@@ -36,6 +37,20 @@ struct QuantizeCommand: ParsableCommand {
   @Flag(inversion: .prefixedNo, help: "Balance the weights of consecutive layers.")
   var equalize: Bool = true
 
+  /// How weights are rounded.
+  enum Rounding: String, CaseIterable, ExpressibleByArgument {
+    case nearest
+    case gram
+    case adaround
+    case auto
+  }
+
+  @Option(help: "How weights are rounded, with the calibration data.")
+  var round: Rounding = .nearest
+
+  @Flag(help: "Correct biases for what rounding to nearest does to the means of outputs.")
+  var correctBiases: Bool = false
+
   @Option(help: ArgumentHelp("Version of the encodings: 0.6.1, 1.0.0 or 2.0.0."))
   var encodings: String = EncodingsVersion.v1_0_0.rawValue
 
@@ -52,6 +67,10 @@ struct QuantizeCommand: ParsableCommand {
 
   func run() throws {
     Interruption.listen()
+    if round != .nearest && correctBiases {
+      throw usage(
+        "--correct-biases is for --round nearest; other methods correct biases themselves")
+    }
     let version = try attempt(.configuring) { () throws(HalfstepError) in
       try EncodingsVersion(text: encodings)
     }
@@ -77,6 +96,8 @@ struct QuantizeCommand: ParsableCommand {
       note("equalized \(report.sets.count) sets of layers")
     }
     try Interruption.check()
+    if round != .nearest || correctBiases { try rounded(&network, inputs) }
+    try Interruption.check()
     let sim = try simulation.makeSimulation(of: network)
     note("placed \(sim.quantizers.count) quantizers")
     try attempt(.reading) { () throws(HalfstepError) in
@@ -87,6 +108,23 @@ struct QuantizeCommand: ParsableCommand {
     }
     try Interruption.check()
     try write(sim, version)
+  }
+
+  private func rounded(_ network: inout Model, _ inputs: [String: Tensor]) throws {
+    let options = simulation.roundingOptions
+    let report = try attempt(.reading) { () throws(HalfstepError) in
+      let tell = { (completed: Int, total: Int) in
+        if !quiet {
+          Terminal.bar(round == .nearest ? "correcting biases" : "rounding", completed, of: total)
+        }
+        return !Interruption.isRequested
+      }
+      return round == .nearest
+        ? try network.correctBiases(data: inputs, options: options, progress: tell)
+        : try network.adaround(data: inputs, options: options, progress: tell)
+    }
+    let better = report.layers.count { $0.noiseAfter < $0.noiseBefore }
+    note("rounded \(report.layers.count) layers, \(better) better than to nearest")
   }
 
   private func write(_ sim: QuantizationSimModel, _ version: EncodingsVersion) throws {

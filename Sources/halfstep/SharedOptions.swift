@@ -77,6 +77,16 @@ struct SimulationOptions: ParsableArguments {
     }
   }
 
+  /// What rounding aims at so that it fits the simulation.
+  var roundingOptions: RoundingOptions {
+    var options = RoundingOptions()
+    options.parameterBits = weights
+    options.activationBits = activations
+    options.scheme = rangeScheme
+    options.configuration = config ?? (granularity == .perTensor ? "default" : nil)
+    return options
+  }
+
   func makeSimulation(of model: Model) throws -> QuantizationSimModel {
     let perTensor = granularity == .perTensor ? "default" : nil
     return try attempt(.configuring) { () throws(HalfstepError) in

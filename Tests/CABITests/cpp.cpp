@@ -47,6 +47,29 @@ int main(int, char **arguments) {
   CHECK(moved.layers().size() == 4 && moved.layers()[0].channel_minimum.size() == 8);
   CHECK(model.initializers()["stem.weight"].shape() == (std::vector<int64_t>{8, 3, 3, 3}));
 
+  {
+    const Tensors pictures = Tensors::open_numpy(arguments[2]);
+    const Inputs some = {{"input", pictures[0]}};
+    Model rounded = moved.clone();
+    RoundingOptions four;
+    four.excluded_layers = {"no such layer"};
+    try {
+      rounded.adaround(some, four);
+      CHECK(false);
+    } catch (const Error &error) {
+      CHECK(error.status() == HS_ERR_UNKNOWN_NAME);
+    }
+    four.excluded_layers.clear();
+    std::size_t done = 0;
+    const auto layers = rounded.adaround(some, four, [&](std::size_t completed, std::size_t) {
+      done = completed;
+      return true;
+    });
+    CHECK(layers.size() == 4 && done == 4 && layers[0].bits == 4 && layers[0].layer == "stem");
+    for (const auto &layer : layers) CHECK(layer.noise_after <= layer.noise_before);
+    CHECK(rounded.correct_biases(some).size() == 4);
+  }
+
   const auto bytes = moved.serialize();
   Model reopened = Model::open_memory(bytes.data(), bytes.size());
   CHECK(reopened.inputs().size() == 1 && reopened.inputs()[0].shape[0] == -1);

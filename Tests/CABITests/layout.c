@@ -67,6 +67,32 @@ AT(hs_equalized_set, channel_counts, 16);
 AT(hs_equalized_set, layer_count, 24);
 AT(hs_equalized_set, factor_count, 32);
 
+SIZE(hs_rounding_options, 104);
+AT(hs_rounding_options, struct_size, 0);
+AT(hs_rounding_options, method, 8);
+AT(hs_rounding_options, parameter_bits, 12);
+AT(hs_rounding_options, activation_bits, 16);
+AT(hs_rounding_options, scheme, 20);
+AT(hs_rounding_options, percentile, 24);
+AT(hs_rounding_options, configuration, 32);
+AT(hs_rounding_options, excluded_layers, 40);
+AT(hs_rounding_options, excluded_layer_count, 48);
+AT(hs_rounding_options, maximum_rows, 56);
+AT(hs_rounding_options, maximum_bytes, 64);
+AT(hs_rounding_options, seed, 72);
+AT(hs_rounding_options, floor_or_ceil, 80);
+AT(hs_rounding_options, iterations, 84);
+AT(hs_rounding_options, progress, 88);
+AT(hs_rounding_options, user_data, 96);
+
+SIZE(hs_rounded_layer, 48);
+AT(hs_rounded_layer, layer, 0);
+AT(hs_rounded_layer, weight, 8);
+AT(hs_rounded_layer, kept, 16);
+AT(hs_rounded_layer, noise_before, 24);
+AT(hs_rounded_layer, noise_after, 32);
+AT(hs_rounded_layer, bits, 40);
+
 SIZE(hs_encoding, 64);
 AT(hs_encoding, scales, 0);
 AT(hs_encoding, zero_points, 8);

@@ -163,6 +163,28 @@ static void test_algorithms(void) {
   CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_equalization_report_get(report, 99, &set, &last_error));
   hs_equalization_report_free(report);
 
+  hs_rounding_report *rounding;
+  hs_rounded_layer layer_report;
+  const char *input_name = "input";
+  hs_tensor_view data_view;
+  hs_tensors *data = open_data(&data_view);
+  REFUSED_OUT(rounding, hs_model_adaround, NULL, &input_name, &data_view, 1, NULL, &rounding);
+  REFUSED_OUT(rounding, hs_model_adaround, model, NULL, &data_view, 1, NULL, &rounding);
+  REFUSED_OUT(rounding, hs_model_adaround, model, &input_name, NULL, 1, NULL, &rounding);
+  REFUSED_OUT(rounding, hs_model_correct_biases, NULL, &input_name, &data_view, 1, NULL, &rounding);
+  CHECK_OK(hs_model_correct_biases(model, &input_name, &data_view, 1, NULL, NULL, NULL));
+  CHECK_OK(hs_model_adaround(model, &input_name, &data_view, 1, NULL, &rounding, NULL));
+  hs_tensors_free(data);
+  REFUSED_OUT(count, hs_rounding_report_count, NULL, &count);
+  REFUSED(hs_rounding_report_count, rounding, NULL);
+  REFUSED_OUT(layer_report, hs_rounding_report_get, NULL, 0, &layer_report);
+  REFUSED(hs_rounding_report_get, rounding, 0, NULL);
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT,
+               hs_rounding_report_get(rounding, 99, &layer_report, &last_error));
+  hs_rounding_report_free(rounding);
+  hs_rounding_report_free(NULL);
+  hs_rounding_options_init(NULL);
+
   hs_equalization_options options;
   hs_equalization_options_init(&options);
   options.maximum_iterations = -1;

@@ -35,6 +35,8 @@ package struct LayerReconstruction: Sendable {
     package var keepsBetter = true
     /// Decides which rows are drawn.
     package var seed: UInt64 = 0
+    /// Whether the graph gets the rounded weights; otherwise only the biases that go with them.
+    package var writesWeights = true
 
     package init(configuration: RuntimeConfiguration) { self.configuration = configuration }
   }
@@ -125,7 +127,9 @@ package struct LayerReconstruction: Sendable {
       for isResult in [false, true] {
         var fresh = before
         func change(_ graph: inout Graph) throws(HalfstepError) {
-          graph.setConstant(stop.weight, to: rounding.weight)
+          if !isResult || options.writesWeights {
+            graph.setConstant(stop.weight, to: rounding.weight)
+          }
           if let bias = rounding.bias {
             try stop.layer.setBias(bias, in: &graph, walk.index, names: &fresh)
           }
@@ -133,7 +137,7 @@ package struct LayerReconstruction: Sendable {
         if isResult { try change(&result) } else { try walk.commit(change) }
         names = fresh
       }
-      result.weightEncodings[stop.weight] = rounding.encoding
+      if options.writesWeights { result.weightEncodings[stop.weight] = rounding.encoding }
     }
     result.checkInvariants()
     graph = result

@@ -47,6 +47,7 @@ from .errors import (
 )
 from .model import EqualizationReport, EqualizedSet, Fold, Layer, Model, TensorInfo
 from .quantizers import Encoding, LoadReport, Quantizer
+from .rounding import RoundedLayer
 from .simulation import QuantizationSimModel
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ __all__ = [
     "OutOfMemoryError",
     "QuantizationSimModel",
     "Quantizer",
+    "RoundedLayer",
     "ShapeMismatchError",
     "TensorInfo",
     "TypeMismatchError",

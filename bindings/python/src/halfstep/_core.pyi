@@ -33,6 +33,42 @@ class Model:
         progress: Callable[[int, int], object] | None,
         /,
     ) -> tuple[int, list[tuple[tuple[str, ...], tuple[bytes, ...]]]]: ...
+    def adaround(
+        self,
+        inputs: dict[str, Buffer],
+        method: int,
+        parameter_bits: int,
+        activation_bits: int,
+        scheme: int,
+        percentile: float,
+        configuration: str | None,
+        excluded_layers: tuple[str, ...],
+        maximum_rows: int,
+        maximum_bytes: int,
+        seed: int,
+        floor_or_ceil: bool,
+        iterations: int,
+        progress: Callable[[int, int], object] | None,
+        /,
+    ) -> list[tuple[str, str, int, float, float, str]]: ...
+    def correct_biases(
+        self,
+        inputs: dict[str, Buffer],
+        method: int,
+        parameter_bits: int,
+        activation_bits: int,
+        scheme: int,
+        percentile: float,
+        configuration: str | None,
+        excluded_layers: tuple[str, ...],
+        maximum_rows: int,
+        maximum_bytes: int,
+        seed: int,
+        floor_or_ceil: bool,
+        iterations: int,
+        progress: Callable[[int, int], object] | None,
+        /,
+    ) -> list[tuple[str, str, int, float, float, str]]: ...
 
 @final
 class Simulation:

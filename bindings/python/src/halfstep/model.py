@@ -14,6 +14,8 @@ from ._progress import Progress, Reporter
 if TYPE_CHECKING:
     import numpy as np
 
+    from .rounding import RoundedLayer
+
 
 class TensorInfo(NamedTuple):
     """Declared name, type and shape of an input or output."""
@@ -363,4 +365,208 @@ class Model:
                 EqualizedSet(layers, tuple(floats(factor) for factor in factors))
                 for layers, factors in sets
             ),
+        )
+
+    def adaround(
+        self,
+        data: Mapping[str, Any] | Any,
+        param_bits: int = 4,
+        method: str = "auto",
+        config: str | os.PathLike[str] | None = None,
+        *,
+        activation_bits: int | None = 8,
+        quant_scheme: str = "min_max",
+        percentile: float = 100.0,
+        excluded_layers: Iterable[str] = (),
+        max_rows: int = 1 << 15,
+        max_bytes: int = 1 << 29,
+        seed: int = 0,
+        floor_or_ceil: bool = False,
+        progress: bool | Progress = False,
+    ) -> tuple[RoundedLayer, ...]:
+        """Round weights so that the network's outputs change least, with unlabeled data.
+
+        Fold batch norms first, and equalize if scales are per tensor. Each layer aims at what the
+        float network computes, given what the layers rounded before it make of the data; what does
+        not do better than rounding to nearest on held-out rows is not kept. Weights and biases
+        change in place; the model remembers the grids, and a `QuantizationSimModel` made from it
+        uses them.
+
+        Parameters
+        ----------
+        data : array, dict of str to array, or iterable of these
+            Inputs, ``[N, ...]`` each; how they are batched does not matter.
+        param_bits : int
+            Width of weights, 2 to 16.
+        method : str
+            ``"gram"`` (linear algebra on Gram matrices of the layers' inputs) or ``"auto"``: what
+            does best on held-out rows for the effort.
+        config : str, path or None
+            Built-in runtime configuration or a JSON file; None means ``"default_per_channel"``.
+        activation_bits : int or None
+            Width of activations while rounding, 2 to 16; None keeps them in float.
+        quant_scheme : str
+            How ranges of activations, and of weights rounded to nearest, are chosen; as for
+            `QuantizationSimModel`.
+        percentile : float
+            For the scheme of that name, 50 to 100.
+        excluded_layers : iterable of str
+            Names of nodes that stay in float.
+        max_rows : int
+            Rows of its input that a layer learns from at most.
+        max_bytes : int
+            Bytes of activations held in memory; more goes to a temporary file.
+        seed : int
+            Decides which rows are drawn.
+        floor_or_ceil : bool
+            Whether a weight may only go to one of its two neighbors on the grid, as in AdaRound.
+        progress : bool or callable
+            True shows a bar on a terminal if tqdm is installed. A callable gets the number of
+            layers done and in all, and cancels by returning False or raising; the model is then
+            unchanged.
+
+        Returns
+        -------
+        tuple of RoundedLayer
+            In the order in which the layers run.
+
+        Raises
+        ------
+        InvalidArgumentError, UnknownNameError, InvalidConfigurationError
+            For the arguments.
+        EmptyStatisticsError, NonFiniteValueError, ShapeMismatchError
+            For the data: no rows, a NaN or infinity, a wrong shape.
+        UnsupportedOperatorError
+            Naming every operator that cannot run.
+        CancelledError
+            If `progress` returned False.
+
+        References
+        ----------
+        Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", 2020,
+        arXiv:2004.10568. Frantar et al., "GPTQ", 2022, arXiv:2210.17323.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> model = Model.load("net.onnx")
+        >>> _ = model.fold_batch_norms()
+        >>> data = np.random.default_rng(0).standard_normal((16, 3, 8, 8), np.float32)
+        >>> layers = model.adaround(data, param_bits=4)
+        >>> all(layer.noise_after <= layer.noise_before for layer in layers)
+        True
+        """
+        from .rounding import Settings, round_model
+
+        settings = Settings(
+            param_bits,
+            method,
+            config,
+            activation_bits,
+            quant_scheme,
+            percentile,
+            excluded_layers,
+            max_rows,
+            max_bytes,
+            seed,
+            floor_or_ceil,
+            0,
+        )
+        return round_model(self._handle.adaround, "rounding", self.inputs, data, settings, progress)
+
+    def correct_biases(
+        self,
+        data: Mapping[str, Any] | Any,
+        param_bits: int = 8,
+        config: str | os.PathLike[str] | None = None,
+        *,
+        activation_bits: int | None = 8,
+        quant_scheme: str = "min_max",
+        percentile: float = 100.0,
+        excluded_layers: Iterable[str] = (),
+        max_rows: int = 1 << 15,
+        max_bytes: int = 1 << 29,
+        seed: int = 0,
+        progress: bool | Progress = False,
+    ) -> tuple[RoundedLayer, ...]:
+        """Correct biases for what rounding weights to nearest does to the means of outputs.
+
+        Weights stay as they are; make the `QuantizationSimModel` with the same arguments.
+
+        Parameters
+        ----------
+        data : array, dict of str to array, or iterable of these
+            Inputs, ``[N, ...]`` each; how they are batched does not matter.
+        param_bits : int
+            Width that weights will have, 2 to 16.
+        config : str, path or None
+            Built-in runtime configuration or a JSON file; None means ``"default_per_channel"``.
+        activation_bits : int or None
+            Width of activations while rounding, 2 to 16; None keeps them in float.
+        quant_scheme : str
+            How ranges of activations, and of weights rounded to nearest, are chosen; as for
+            `QuantizationSimModel`.
+        percentile : float
+            For the scheme of that name, 50 to 100.
+        excluded_layers : iterable of str
+            Names of nodes that stay in float.
+        max_rows : int
+            Rows of its input that a layer learns from at most.
+        max_bytes : int
+            Bytes of activations held in memory; more goes to a temporary file.
+        seed : int
+            Decides which rows are drawn.
+        progress : bool or callable
+            True shows a bar on a terminal if tqdm is installed. A callable gets the number of
+            layers done and in all, and cancels by returning False or raising; the model is then
+            unchanged.
+
+        Returns
+        -------
+        tuple of RoundedLayer
+            In the order in which the layers run.
+
+        Raises
+        ------
+        InvalidArgumentError, UnknownNameError, InvalidConfigurationError
+            For the arguments.
+        EmptyStatisticsError, NonFiniteValueError, ShapeMismatchError
+            For the data: no rows, a NaN or infinity, a wrong shape.
+        UnsupportedOperatorError
+            Naming every operator that cannot run.
+        CancelledError
+            If `progress` returned False.
+
+        References
+        ----------
+        Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction",
+        2019. arXiv:1906.04721
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> model = Model.load("net.onnx")
+        >>> _ = model.fold_batch_norms()
+        >>> data = np.random.default_rng(0).standard_normal((16, 3, 8, 8), np.float32)
+        >>> [layer.kept for layer in model.correct_biases(data)][0]
+        'nearest, bias corrected'
+        """
+        from .rounding import Settings, round_model
+
+        settings = Settings(
+            param_bits,
+            "auto",
+            config,
+            activation_bits,
+            quant_scheme,
+            percentile,
+            excluded_layers,
+            max_rows,
+            max_bytes,
+            seed,
+            False,
+            0,
+        )
+        return round_model(
+            self._handle.correct_biases, "correcting biases", self.inputs, data, settings, progress
         )

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rounding that recovers few-bit weights, and bias correction.
+
+import HalfstepAlgorithms
+import HalfstepFormats
+import HalfstepGraph
+import HalfstepNumerics
+
+/// How weights are rounded.
+public enum RoundingMethod: String, Hashable, Sendable, CaseIterable {
+  /// What does best on held-out rows for the effort.
+  case auto
+  /// Linear algebra on Gram matrices of the layers' inputs.
+  case gram
+}
+
+/// What rounding aims at and may use.
+public struct RoundingOptions: Hashable, Sendable {
+  /// How weights are rounded; default `.auto`.
+  public var method: RoundingMethod = .auto
+  /// Width of weights, 2...16; default 4.
+  public var parameterBits: Int = 4
+  /// Width of activations while rounding, 2...16; nil keeps them in float; default 8.
+  public var activationBits: Int? = 8
+  /// How ranges of activations, and of weights rounded to nearest, are chosen; default `.minMax`.
+  public var scheme: RangeScheme = .minMax
+  /// A built-in runtime configuration by name or the path of a JSON file; nil (the default) means
+  /// `QuantizationSimModel.defaultConfiguration`.
+  public var configuration: String?
+  /// Names of nodes that stay in float; default none.
+  public var excludedLayers: [String] = []
+  /// Whether a weight may only go to one of its two neighbors on the grid, as in AdaRound; default no.
+  public var isFloorOrCeil: Bool = false
+  /// Rows of its input that a layer learns from at most, 1 or more; default 32,768.
+  public var maximumRows: Int = 1 << 15
+  /// Bytes of activations held in memory; more goes to a temporary file; default 512 MiB.
+  public var maximumBytes: Int = 1 << 29
+  /// Decides which rows are drawn; default 0.
+  public var seed: UInt64 = 0
+
+  /// Creates the default options.
+  public init() {}
+}
+
+/// What became of a layer.
+public struct RoundedLayer: Hashable, Sendable {
+  /// Node name, or operator and first output if the node has no name.
+  public let name: String
+  /// Name of the weight.
+  public let weight: String
+  /// Width of the weight's codes.
+  public let bits: Int
+  /// Noise over signal of the layer's output on held-out rows, rounded to nearest.
+  public let noiseBefore: Double
+  /// Noise over signal with what was kept; never larger.
+  public let noiseAfter: Double
+  /// How the kept weights were found: "nearest" if nothing did better.
+  public let kept: String
+}
+
+/// What rounding did, layer by layer in the order in which they run.
+public struct RoundingReport: Hashable, Sendable {
+  public let layers: [RoundedLayer]
+}
+
+extension Model {
+  /// Rounds weights so that the network's outputs change least, with unlabeled data.
+  ///
+  /// Fold batch norms first, and equalize if scales are per tensor. Each layer aims at what the float
+  /// network computes, given what the layers rounded before it make of the data; what does not do
+  /// better than rounding to nearest on held-out rows is not kept. Weights and biases change in place;
+  /// the model remembers the grids, and a `QuantizationSimModel` made from it uses them.
+  ///
+  /// - Parameters:
+  ///   - data: Values of `inputs`, `[N, …]` each; how the network cuts them does not matter.
+  ///   - options: What to aim at.
+  ///   - progress: Told after each layer how many of how many are done; false cancels.
+  /// - Returns: What was kept for each layer.
+  /// - Throws: `HalfstepError.cancelled`; `.emptyStatistics` without rows; `.invalidArgument` for
+  ///   options; `.nonFiniteValue`; `.unknownName`, `.shapeMismatch` for the data;
+  ///   `.unsupportedOperator`; `.fileAccess` for the temporary file. The model is then unchanged.
+  /// - Complexity: One run of the network in float and one quantized, O(rows · columns²) for each layer's
+  ///   Gram matrix and O(weights · columns) for its rounding.
+  /// - Reference: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", 2020,
+  ///   arXiv:2004.10568, for the objective; Frantar et al., "GPTQ", 2022, arXiv:2210.17323.
+  @discardableResult
+  public mutating func adaround(
+    data: [String: Tensor], options: RoundingOptions = RoundingOptions(),
+    progress: ((_ completed: Int, _ total: Int) -> Bool)? = nil
+  ) throws(HalfstepError) -> RoundingReport {
+    var gram = GramRounding.Options()
+    gram.isFloorOrCeil = options.isFloorOrCeil
+    switch options.method {
+    case .auto, .gram:
+      return try reconstruct(
+        data, options, GramRounding(options: gram), writesWeights: true, progress)
+    }
+  }
+
+  /// Corrects biases for what rounding to nearest does to the means of layers' outputs.
+  ///
+  /// Weights stay as they are; quantize the model afterwards with the same options.
+  ///
+  /// - Parameters:
+  ///   - data: Values of `inputs`, `[N, …]` each.
+  ///   - options: How the model will be quantized; 8 bits are usual.
+  ///   - progress: Told after each layer how many of how many are done; false cancels.
+  /// - Returns: What was kept for each layer.
+  /// - Throws: As `adaround(data:options:progress:)`.
+  /// - Reference: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
+  ///   Correction", 2019. arXiv:1906.04721
+  @discardableResult
+  public mutating func correctBiases(
+    data: [String: Tensor], options: RoundingOptions = RoundingOptions(),
+    progress: ((_ completed: Int, _ total: Int) -> Bool)? = nil
+  ) throws(HalfstepError) -> RoundingReport {
+    try reconstruct(data, options, EmpiricalBiasCorrection(), writesWeights: false, progress)
+  }
+
+  private mutating func reconstruct(
+    _ data: [String: Tensor], _ options: RoundingOptions, _ rounder: some LayerRounder,
+    writesWeights: Bool, _ progress: ((Int, Int) -> Bool)?
+  ) throws(HalfstepError) -> RoundingReport {
+    for (bits, what) in [
+      (options.parameterBits, "parameter"), (options.activationBits ?? 8, "activation"),
+    ]
+    where !QuantizerSpec.bitRange.contains(bits) {
+      throw HalfstepError(.invalidArgument, "\(what) bits: expected 2...16, got \(bits)")
+    }
+    guard options.maximumRows > 0 else {
+      throw HalfstepError(
+        .invalidArgument, "maximum rows: expected 1 or more, got \(options.maximumRows)")
+    }
+    if case .percentile(let share) = options.scheme, !(50...100).contains(share) {
+      throw HalfstepError(.invalidArgument, "percentile: expected 50...100, got \(share)")
+    }
+    var settings = LayerReconstruction.Options(
+      configuration: try RuntimeConfigurationFile.load(
+        nameOrPath: options.configuration ?? QuantizationSimModel.defaultConfiguration))
+    settings.parameterBits = options.parameterBits
+    settings.activationBits = options.activationBits
+    settings.scheme = options.scheme
+    settings.excludedLayers = options.excludedLayers
+    settings.maximumRows = options.maximumRows
+    settings.maximumBytes = options.maximumBytes
+    settings.seed = options.seed
+    settings.writesWeights = writesWeights
+    var copy = graph
+    var last = -1
+    let report = try LayerReconstruction(options: settings).apply(
+      to: &copy, batches: [data], rounder: rounder,
+      progress: progress.map { tell in
+        { state in
+          // One step a layer; in between, callers may still cancel.
+          last = max(last, state.completed)
+          return tell(last, max(state.total, last))
+        }
+      })
+    graph = copy
+    if let progress { _ = progress(report.layers.count, report.layers.count) }
+    return RoundingReport(
+      layers: report.layers.map {
+        RoundedLayer(
+          name: $0.layer, weight: $0.weight, bits: $0.bits, noiseBefore: $0.before,
+          noiseAfter: $0.after, kept: $0.kept)
+      })
+  }
+}

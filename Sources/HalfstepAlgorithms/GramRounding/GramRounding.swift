@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rounds a layer with linear algebra on the second moments of its input.
+
+import HalfstepGraph
+import HalfstepNumerics
+
+/// Rounds a layer with linear algebra on the second moments of its input; no gradients, no labels.
+///
+/// Moments of sampled rows, a target corrected for the quantized prefix, scales searched and refit in
+/// the metric of the Gram matrix, error feedback and descent (`GramSolver`), and a bias that takes the
+/// means. Strengths of shrinkage are chosen on held-out rows.
+package struct GramRounding: LayerRounder, Sendable {
+  package struct Options: Sendable {
+    /// Shrinkages to choose from, ascending: of the Gram matrix, and of the correction of the target.
+    package var shrinkages: [(gram: Double, correction: Double)] = [
+      (0.003, 0.01), (0.01, 0.05), (0.05, 0.3), (0.2, 1.5),
+    ]
+    /// The shrinkage that is tried first; its neighbors follow as long as they do better.
+    package var firstShrinkage = 1
+    /// Layers whose weight has more columns than this take that shrinkage without a choice.
+    package var widestChoice = 2500
+    /// Times that scales are refit, each followed by descent.
+    package var passes = 3
+    /// Sweeps of descent in a pass.
+    package var sweeps = 2
+    /// Codes that the search of a short row tries at most.
+    package var nodes = 4000
+    /// Whether a weight may only go to one of its two neighbors on the grid, as in AdaRound.
+    package var isFloorOrCeil = false
+    /// Whether the bias takes what rounding does to the means.
+    package var correctsBias = true
+    /// Whether the target is the float layer on the float network's input.
+    package var correctsTarget = true
+
+    package init() {}
+  }
+
+  package var options: Options
+  package init(options: Options = Options()) { self.options = options }
+
+  package func round(_ problem: LayerProblem) throws(HalfstepError) -> LayerRounding {
+    let statistics = try Self.statistics(of: problem)
+    let scales = try LayerScales(problem)
+    let isWide = problem.layer.layout.columns > options.widestChoice
+    var best: (rounding: LayerRounding, noise: Double)?
+    func attempt(_ index: Int) throws(HalfstepError) -> Bool {
+      guard options.shrinkages.indices.contains(index) else { return false }
+      let rounding: LayerRounding
+      do throws(HalfstepError) {
+        rounding = try solve(problem, statistics, scales, options.shrinkages[index])
+      } catch {
+        // Moments whose means dwarf what is around them may need more on the diagonal.
+        if error.code == .numericFailure { return best == nil }
+        throw error
+      }
+      let noise = try problem.heldOut().noise(
+        weight: rounding.weight, bias: rounding.bias?.map(Double.init))
+      let isBetter = best.map { noise < $0.noise } ?? true
+      if isBetter { best = (rounding, noise) }
+      try problem.progress(0.3 + 0.2 * Double(index))
+      return isBetter
+    }
+    // Held-out noise has one minimum along the list, near enough.
+    var isRising = true
+    for index in options.shrinkages.indices.dropFirst(options.firstShrinkage)
+    where isRising && (best == nil || !isWide) {
+      isRising = try attempt(index)
+    }
+    if !isWide, best?.rounding.note == note(options.firstShrinkage) {
+      for index in options.shrinkages.indices.prefix(options.firstShrinkage).reversed() {
+        if !(try attempt(index)) { break }
+      }
+    }
+    if let best { return best.rounding }
+    return LayerRounding(
+      weight: try problem.nearest.fakeQuantize(problem.weight), encoding: problem.nearest,
+      note: "nearest")
+  }
+
+  private func note(_ index: Int) -> String {
+    options.shrinkages.indices.contains(index) ? Self.note(options.shrinkages[index]) : ""
+  }
+
+  private static func note(_ shrinkage: (gram: Double, correction: Double)) -> String {
+    "gram, shrinkage \(shrinkage.gram)"
+  }
+
+  // MARK: Statistics
+
+  /// Floats that panels of rows take at most.
+  private static let panelCapacity = 1 << 22
+
+  /// Sums over the rows that the layer learns from.
+  package static func statistics(
+    of problem: LayerProblem
+  ) throws(HalfstepError) -> GramStatistics {
+    let layout = problem.layer.layout
+    let (groups, columns) = (layout.groups, layout.columns)
+    var statistics = try GramStatistics(groups: groups, columns: columns)
+    // Many times the unknowns of a row, and enough for narrow layers.
+    let limit = max(1, min(problem.options.maximumRows, max(8192, 16 * columns)))
+    let height = max(32, min(1024, panelCapacity / (groups * columns)))
+    var rows = [Float](repeating: 0, count: groups * columns * height)
+    var differences = rows
+    for chunk in 0..<problem.chunkCount {
+      if problem.chunkCount > 1 && problem.isHeldOut(chunk) { continue }
+      let inputs = try problem.inputs(chunk)
+      let unfolding = try problem.unfolding(inputs.quantized.shape)
+      let chosen = problem.rows(chunk, of: unfolding.rowCount, isHeldOut: false, limit: limit)
+      var start = 0
+      while start < chosen.count {
+        let count = min(height, chosen.count - start)
+        let table = unfolding.table(chosen[start..<start + count])
+        try gather(inputs.quantized, unfolding, table, into: &rows)
+        try gather(inputs.reference, unfolding, table, into: &differences)
+        let used = groups * columns * count
+        try rows.withUnsafeBufferPointer { (x) throws(HalfstepError) in
+          try differences.withUnsafeMutableBufferPointer { (d) throws(HalfstepError) in
+            for index in 0..<used { d[index] -= x[index] }
+            guard let x = x.baseAddress, let d = d.baseAddress else { return }
+            try statistics.add(rows: x, differences: d, count: count)
+          }
+        }
+        start += count
+      }
+      try problem.progress(0.3 * Double(chunk + 1) / Double(problem.chunkCount))
+    }
+    guard statistics.isFinite else {
+      throw HalfstepError(
+        .nonFiniteValue,
+        "node '\(problem.node.label)': its input holds a NaN, an infinity, or values too large",
+        node: problem.node.label)
+    }
+    return statistics
+  }
+
+  private static func gather(
+    _ tensor: Tensor, _ unfolding: LayerUnfolding, _ table: LayerUnfolding.RowTable,
+    into panel: inout [Float]
+  ) throws(HalfstepError) {
+    try tensor.withFloats { (values) throws(HalfstepError) in
+      panel.withUnsafeMutableBufferPointer { panel in
+        guard let from = values.baseAddress, let to = panel.baseAddress else { return }
+        nonisolated(unsafe) let (source, target) = (from, to)
+        Parallel.forEachRange(unfolding.groups, grain: 1) { _, range in
+          for group in range {
+            unfolding.gather(
+              table, group: group, from: source,
+              into: target + group * unfolding.columns * table.count, stride: table.count)
+          }
+        }
+      }
+    }
+  }
+
+  // MARK: Solving
+
+  /// Rounds with given shrinkages.
+  private func solve(
+    _ problem: LayerProblem, _ statistics: GramStatistics, _ scales: LayerScales,
+    _ shrinkage: (gram: Double, correction: Double)
+  ) throws(HalfstepError) -> LayerRounding {
+    let layout = problem.layer.layout
+    let isCentered = problem.canChangeBias && options.correctsBias
+    let matrices = try problem.weight.withFloats { (values) throws(HalfstepError) in
+      (0..<layout.groups).map { layout.matrix(of: values, group: $0) }
+    }
+    let solvers = try Self.map(layout.groups) { (group) throws(HalfstepError) in
+      try GramSolver(
+        weight: matrices[group], gram: statistics.gram(group: group, isCentered: isCentered),
+        cross: options.correctsTarget
+          ? statistics.cross(group: group, isCentered: isCentered) : nil,
+        columns: layout.columns, shrinkage: shrinkage.gram,
+        correctionShrinkage: shrinkage.correction, isFloorOrCeil: options.isFloorOrCeil)
+    }
+    let searched = try search(solvers, scales, bits: problem.spec.bits)
+    try Self.each(solvers) { (group, solver) throws(HalfstepError) in
+      let grid = searched.grid(group)
+      try solver.begin(solver.feedback(grid).codes, grid)
+    }
+    try refine(solvers, scales)
+    return try assemble(problem, statistics, scales, solvers, matrices, shrinkage)
+  }
+
+  /// Alternates scale refits and descent, then searches short rows.
+  private func refine(
+    _ solvers: [GramSolver], _ scales: LayerScales
+  ) throws(HalfstepError) {
+    for pass in 0..<max(options.passes, 1) {
+      if pass > 0 && !options.isFloorOrCeil { try refit(solvers, scales) }
+      try Self.each(solvers) { (_, solver) throws(HalfstepError) in
+        if solver.columns <= GramSolver.searchLimit {
+          try solver.search(nodes: options.nodes)
+        }
+        try solver.descend(sweeps: options.sweeps)
+      }
+    }
+  }
+
+  private func refit(
+    _ solvers: [GramSolver], _ scales: LayerScales
+  ) throws(HalfstepError) {
+    guard scales.blocks == 1 else {
+      for solver in solvers { try solver.refitBlocks() }
+      return
+    }
+    var numerators = [Double](repeating: 0, count: scales.scaleCount)
+    var denominators = numerators
+    for (group, solver) in solvers.enumerated() {
+      for (row, sums) in try solver.refitSums().enumerated() {
+        let index = scales.index(group, row, 0)
+        numerators[index] += sums.numerator
+        denominators[index] += sums.denominator
+      }
+    }
+    for (group, solver) in solvers.enumerated() {
+      guard var grid = solver.currentGrid else { continue }
+      for row in 0..<solver.rowCount {
+        let index = scales.index(group, row, 0)
+        guard denominators[index] > 0 else { continue }
+        let old = grid.scales[row]
+        let next = Float(Double(old) + numerators[index] / denominators[index])
+        // Steps of this size mean that the row is numerically dead.
+        if next > 0.5 * old && next < 2 * old { grid.scales[row] = next }
+      }
+      try solver.rescale(grid.scales)
+    }
+  }
+
+  /// Chooses scales by what feedback makes of them.
+  private func search(
+    _ solvers: [GramSolver], _ scales: LayerScales, bits: Int
+  ) throws(HalfstepError) -> LayerScales {
+    var chosen = [Float](repeating: 1, count: scales.scaleCount)
+    var least = [Double](repeating: .infinity, count: scales.scaleCount)
+    // Fewer bits clip more.
+    let lowest: Float = [2: 0.25, 3: 0.35, 4: 0.42, 5: 0.5, 6: 0.6][bits] ?? 0.75
+    let steps = 10
+    func attempt(_ factor: (Int) -> Float) throws(HalfstepError) {
+      let candidate = scales.scaled(factor)
+      var costs = [Double](repeating: 0, count: scales.scaleCount)
+      let found = try Self.map(solvers.count) { (group) throws(HalfstepError) in
+        let grid = candidate.grid(group)
+        return grid.blocks == 1
+          ? solvers[group].feedback(grid).costs : solvers[group].diagonalCosts(grid)
+      }
+      for (group, own) in found.enumerated() {
+        for (index, cost) in own.enumerated() {
+          costs[scales.index(group, index / scales.blocks, index % scales.blocks)] += cost
+        }
+      }
+      for index in costs.indices where costs[index] < least[index] {
+        least[index] = costs[index]
+        chosen[index] = factor(index)
+      }
+    }
+    for step in 0...steps {
+      let factor = lowest + (1.05 - lowest) * Float(step) / Float(steps)
+      try attempt { _ in factor }
+    }
+    let half = (1.05 - lowest) / Float(2 * steps)
+    let centers = chosen
+    for offset in [-half, half] { try attempt { centers[$0] + offset } }
+    let factors = chosen
+    return scales.scaled { factors[$0] }
+  }
+
+  /// Puts codes, scales and means together.
+  private func assemble(
+    _ problem: LayerProblem, _ statistics: GramStatistics, _ scales: LayerScales,
+    _ solvers: [GramSolver], _ matrices: [[Float]],
+    _ shrinkage: (gram: Double, correction: Double)
+  ) throws(HalfstepError) -> LayerRounding {
+    let layout = problem.layer.layout
+    var weight = try Tensor(uninitialized: .float32, shape: problem.weight.shape)
+    var bias = problem.bias
+    var final = scales
+    for (group, solver) in solvers.enumerated() {
+      let rounded = solver.result()
+      try weight.withMutableFloats { (values) throws(HalfstepError) in
+        layout.store(rounded, group: group, into: values)
+      }
+      if let grid = solver.currentGrid { final.take(grid, group) }
+      let mean = statistics.mean(group: group)
+      let shift = statistics.differenceMean(group: group)
+      for row in 0..<solver.rowCount {
+        var sum = 0.0
+        for column in 0..<layout.columns {
+          let index = row * layout.columns + column
+          let float = Double(matrices[group][index])
+          sum += float * (mean[column] + shift[column]) - Double(rounded[index]) * mean[column]
+        }
+        bias[group * layout.outputsPerGroup + row] += problem.alpha * sum
+      }
+    }
+    let encoding = try final.encoding()
+    let changesBias = options.correctsBias && problem.canChangeBias
+    return LayerRounding(
+      // What the encoding makes of the weights, to the last bit.
+      weight: try encoding.fakeQuantize(weight), encoding: encoding,
+      bias: changesBias ? bias.map { Float($0) } : nil, note: Self.note(shrinkage))
+  }
+
+  // MARK: Loops
+
+  /// Maps groups: many on all threads, few one after the other.
+  private static func map<Result>(
+    _ count: Int, _ body: (Int) throws(HalfstepError) -> Result
+  ) throws(HalfstepError) -> [Result] {
+    var results = [Swift.Result<Result, HalfstepError>?](repeating: nil, count: count)
+    results.withUnsafeMutableBufferPointer { results in
+      nonisolated(unsafe) let results = results
+      if count < 4 {
+        for index in 0..<count {
+          results[index] = attempt { () throws(HalfstepError) in try body(index) }
+        }
+      } else {
+        Parallel.forEachRange(count, grain: 1) { _, range in
+          for index in range {
+            results[index] = attempt { () throws(HalfstepError) in try body(index) }
+          }
+        }
+      }
+    }
+    var values: [Result] = []
+    for case let result? in results { values.append(try result.get()) }
+    return values
+  }
+
+  private static func each(
+    _ solvers: [GramSolver], _ body: (Int, GramSolver) throws(HalfstepError) -> Void
+  ) throws(HalfstepError) {
+    _ = try map(solvers.count) { (index) throws(HalfstepError) in try body(index, solvers[index]) }
+  }
+
+  private static func attempt<Result>(
+    _ body: () throws(HalfstepError) -> Result
+  ) -> Swift.Result<Result, HalfstepError> {
+    do throws(HalfstepError) { return .success(try body()) } catch { return .failure(error) }
+  }
+}

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+# What Model.adaround and Model.correct_biases share: arguments in, report out.
+"""Arguments and reports of rounding."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from ._progress import Reporter
+from .errors import EmptyStatisticsError, InvalidArgumentError, UnknownNameError
+
+#: Numbers of the methods.
+_METHODS: dict[str, int] = {"auto": 0, "gram": 1}
+
+
+class RoundedLayer(NamedTuple):
+    """What rounding made of a layer."""
+
+    #: Node name, or operator and first output if the node has no name.
+    name: str
+    #: Name of the weight.
+    weight: str
+    #: Width of the weight's codes.
+    bits: int
+    #: Noise over signal of the layer's output on held-out rows, rounded to nearest.
+    noise_before: float
+    #: Noise over signal with what was kept; never larger.
+    noise_after: float
+    #: How the kept weights were found; ``"nearest"`` if nothing did better.
+    kept: str
+
+
+class Settings(NamedTuple):
+    """Keyword arguments of both methods."""
+
+    param_bits: int
+    method: str
+    config: str | os.PathLike[str] | None
+    activation_bits: int | None
+    quant_scheme: str
+    percentile: float
+    excluded_layers: Iterable[str]
+    max_rows: int
+    max_bytes: int
+    seed: int
+    floor_or_ceil: bool
+    iterations: int
+
+
+def _joined(data: Any, infos: tuple[Any, ...]) -> dict[str, Any]:
+    """Turn arrays, or batches of arrays, into one dict of arrays."""
+    import numpy as np
+
+    from ._arrays import as_inputs
+
+    if isinstance(data, Mapping) or hasattr(data, "__dlpack__") or isinstance(data, np.ndarray):
+        return as_inputs(data, infos)
+    batches = [as_inputs(batch, infos) for batch in data]
+    if not batches:
+        raise EmptyStatisticsError("data: no batches")
+    if len(batches) == 1:
+        return batches[0]
+    names = batches[0].keys()
+    for number, batch in enumerate(batches):
+        if batch.keys() != names:
+            raise InvalidArgumentError(
+                f"data: batch {number} has inputs {sorted(batch)}, the first {sorted(names)}"
+            )
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+
+
+def round_model(
+    method: Any, what: str, infos: tuple[Any, ...], data: Any, settings: Settings, progress: Any
+) -> tuple[RoundedLayer, ...]:
+    """Call a native method that rounds."""
+    from .simulation import _SCHEMES
+
+    if settings.method not in _METHODS:
+        raise UnknownNameError(f"method {settings.method!r}: expected one of {', '.join(_METHODS)}")
+    if settings.quant_scheme not in _SCHEMES:
+        raise UnknownNameError(
+            f"quant_scheme {settings.quant_scheme!r}: expected one of {', '.join(_SCHEMES)}"
+        )
+    activation_bits = 32 if settings.activation_bits is None else settings.activation_bits
+    limits = {"max_rows": settings.max_rows, "max_bytes": settings.max_bytes}
+    widths = {"param_bits": settings.param_bits, "activation_bits": activation_bits}
+    for name, value in {**limits, **widths}.items():
+        if not 1 <= value < 2**62 or (name in widths and value > 32):
+            raise InvalidArgumentError(f"{name}: expected 1 or more, got {value}")
+    config = None if settings.config is None else os.fspath(settings.config)
+    values = _joined(data, infos)
+    with Reporter(progress, what, "layer") as report:
+        rows = method(
+            values,
+            _METHODS[settings.method],
+            settings.param_bits,
+            activation_bits,
+            _SCHEMES[settings.quant_scheme],
+            settings.percentile,
+            config,
+            tuple(settings.excluded_layers),
+            settings.max_rows,
+            settings.max_bytes,
+            settings.seed & (2**64 - 1),
+            settings.floor_or_ceil,
+            settings.iterations,
+            report,
+        )
+    return tuple(RoundedLayer(*row) for row in rows)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+# Model.adaround and Model.correct_biases.
+import numpy as np
+import pytest
+from support import small_models
+
+import halfstep
+
+
+@pytest.fixture
+def model(network):
+    model = halfstep.Model.load(network)
+    model.fold_batch_norms()
+    return model
+
+
+@pytest.fixture(scope="module")
+def data():
+    return np.random.default_rng(3).standard_normal((20, 3, 8, 8), np.float32)
+
+
+def simulated(model, data, **arguments):
+    sim = halfstep.QuantizationSimModel(model, **arguments)
+    sim.compute_encodings(data, progress=False)
+    return next(iter(sim.run(data).values()))
+
+
+def test_rounded_model_beats_nearest_and_carries_its_grids(model, data):
+    reference = next(iter(model.run(data).values()))
+    nearest = simulated(model, data, param_bits=4)
+    layers = model.adaround(data)
+    assert all(layer.noise_after <= layer.noise_before for layer in layers)
+    assert any(layer.kept.startswith("gram") for layer in layers)
+    rounded = simulated(model, data)
+    error = [np.square(got - reference).sum() for got in (rounded, nearest)]
+    assert error[0] < error[1]
+    sim = halfstep.QuantizationSimModel(model)
+    assert {sim.encoding(layer.weight).bits for layer in layers} == {4}
+
+
+def test_batches_and_dicts_give_the_same_bytes(model, data):
+    results = []
+    for given in (data, {small_models.INPUT: data}, [data[:3], data[3:]], iter(np.split(data, 5))):
+        copy = model.copy()
+        copy.adaround(given)
+        results.append(copy.to_bytes())
+    assert len(set(results)) == 1
+
+
+def test_floor_or_ceil_keeps_every_weight_within_a_step(model, data):
+    before = model.initializers
+    layers = model.adaround(data, floor_or_ceil=True)
+    sim = halfstep.QuantizationSimModel(model)
+    for layer in layers:
+        if not layer.kept.startswith("gram"):
+            continue
+        encoding = sim.encoding(layer.weight)
+        old, new = before[layer.weight], model.initializers[layer.weight]
+        axis = encoding.axis
+        scale = np.asarray(encoding.scales).reshape(
+            [-1 if i == axis else 1 for i in range(old.ndim)]
+        )
+        inside = (old >= -8 * scale) & (old <= 7 * scale)
+        # One ulp of the quotient at codes up to 8.
+        assert np.all(
+            np.abs(new - old)[inside] <= np.broadcast_to(scale, old.shape)[inside] * 1.000001
+        )
+
+
+def test_bias_correction_keeps_weights(model, data):
+    before = model.initializers
+    layers = model.correct_biases(data, param_bits=4)
+    assert {layer.kept for layer in layers} <= {"nearest", "nearest, bias corrected"}
+    for layer in layers:
+        assert np.array_equal(before[layer.weight], model.initializers[layer.weight])
+    assert any(
+        not np.array_equal(value, model.initializers[name]) for name, value in before.items()
+    )
+
+
+def test_cancelled_and_refused_runs_leave_the_model(model, data):
+    before = model.to_bytes()
+    with pytest.raises(halfstep.CancelledError):
+        model.adaround(data, progress=lambda done, total: done < 2)
+    with pytest.raises(ZeroDivisionError):
+        model.adaround(data, progress=lambda done, total: 1 / 0)
+    with pytest.raises(halfstep.UnknownNameError, match="method"):
+        model.adaround(data, method="guess")
+    with pytest.raises(halfstep.InvalidArgumentError, match="bits"):
+        model.adaround(data, param_bits=1)
+    with pytest.raises(halfstep.EmptyStatisticsError):
+        model.adaround([])
+    broken = data.copy()
+    broken[0, 0, 0, 0] = np.nan
+    with pytest.raises(halfstep.NonFiniteValueError):
+        model.adaround(broken)
+    assert model.to_bytes() == before
