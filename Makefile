@@ -21,7 +21,7 @@ STAGE := $(CURDIR)/.build/stage
 VERSION := $(shell sed -n 's/^package let versionText.*"\(.*\)"$$/\1/p' Sources/Halfstep/Exports.swift)
 SERIES := $(basename $(VERSION))
 SONAME := libhalfstep.so.0
-DEBIAN_PACKAGES := g++ make pkg-config libdnnl-dev zlib1g-dev
+DEBIAN_PACKAGES := g++ make pkg-config libdnnl-dev libopenblas-dev zlib1g-dev
 
 .PHONY: help deps build install stage python python-dev clean demo bench lint format \
   test test-swift test-c test-examples test-python test-cli venv-test venv-aimet
