@@ -34,3 +34,83 @@ let package = Package(
     .systemLibrary(name: "CZlib", providers: [.apt(["zlib1g-dev"])]),
 
     // MARK: - Engine, lowest layer first
+    // Loops in C for instruction sets beyond the baseline, chosen at run time.
+    .target(name: "CVectorKernels"),
+    .target(
+      name: "HalfstepNumerics", dependencies: ["CDNNL", "CLAPACK", "COpenMP", "CVectorKernels"]),
+    .target(
+      name: "HalfstepGraph",
+      dependencies: [
+        "HalfstepNumerics",
+        .product(name: "OrderedCollections", package: "swift-collections"),
+      ]),
+    .target(name: "HalfstepRuntime", dependencies: ["HalfstepGraph", "HalfstepNumerics", "CDNNL"]),
+    .target(
+      name: "ONNXProto",
+      dependencies: [.product(name: "SwiftProtobuf", package: "swift-protobuf")],
+      exclude: ["Protos", "regenerate.sh", "README.md"]),
+    .target(
+      name: "HalfstepFormats",
+      dependencies: [
+        "HalfstepRuntime", "HalfstepGraph", "HalfstepNumerics", "ONNXProto", "CZlib",
+        .product(name: "SwiftProtobuf", package: "swift-protobuf"),
+        .product(name: "OrderedCollections", package: "swift-collections"),
+      ]),
+    .target(
+      name: "HalfstepAlgorithms",
+      dependencies: ["HalfstepRuntime", "HalfstepGraph", "HalfstepNumerics"]),
+
+    // MARK: - Faces
+    .target(
+      name: "Halfstep",
+      dependencies: [
+        "HalfstepAlgorithms", "HalfstepFormats", "HalfstepRuntime", "HalfstepGraph",
+        "HalfstepNumerics",
+      ]),
+    .target(
+      name: "HalfstepC", dependencies: ["Halfstep", "CHalfstep"],
+      exclude: ["Packaging", "exports.map"],
+      linkerSettings: [
+        staticRuntime,
+        .unsafeFlags(
+          [
+            "-Xlinker", "-soname=libhalfstep.so.0", "-Xlinker", "--no-undefined",
+            "-Xlinker",
+            "--version-script=\(Context.packageDirectory)/Sources/HalfstepC/exports.map",
+          ], .when(platforms: [.linux])),
+      ]),
+    .executableTarget(
+      name: "halfstep",
+      dependencies: [
+        "Halfstep",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ],
+      // The tool runs where no Swift is installed.
+      linkerSettings: [staticRuntime]),
+
+    // MARK: - Tests
+    .target(
+      name: "TestSupport", dependencies: ["HalfstepGraph", "HalfstepNumerics"],
+      path: "Tests/TestSupport"),
+    .testTarget(
+      name: "HalfstepNumericsTests",
+      dependencies: ["HalfstepNumerics", "HalfstepFormats", "TestSupport"]),
+    .testTarget(
+      name: "HalfstepGraphTests", dependencies: ["HalfstepGraph", "TestSupport"],
+      exclude: ["Fixtures"]),
+    .testTarget(
+      name: "HalfstepRuntimeTests",
+      dependencies: ["HalfstepRuntime", "HalfstepFormats", "TestSupport"]),
+    .testTarget(
+      name: "HalfstepFormatsTests",
+      dependencies: [
+        "HalfstepFormats", "ONNXProto", "TestSupport",
+        .product(name: "SwiftProtobuf", package: "swift-protobuf"),
+      ]),
+    .testTarget(
+      name: "HalfstepAlgorithmsTests",
+      dependencies: ["HalfstepAlgorithms", "HalfstepFormats", "TestSupport"]),
+    .testTarget(name: "HalfstepTests", dependencies: ["Halfstep", "TestSupport"]),
+  ],
+  swiftLanguageModes: [.v6]
+)
