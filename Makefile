@@ -23,7 +23,8 @@ SERIES := $(basename $(VERSION))
 SONAME := libhalfstep.so.0
 # Whether the interpreter that makes the environments can build native modules.
 HAS_PYTHON_H := import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")
-DEBIAN_PACKAGES := g++ make pkg-config libdnnl-dev zlib1g-dev dataset-fashion-mnist
+DEBIAN_PACKAGES := g++ make pkg-config libdnnl-dev libopenblas-dev zlib1g-dev \
+  dataset-fashion-mnist
 
 .PHONY: help deps build install stage python python-dev clean demo bench lint format \
   test test-swift test-c test-examples test-python test-cli venv-test venv-aimet

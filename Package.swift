@@ -28,12 +28,13 @@ let package = Package(
   targets: [
     // MARK: - System libraries
     .systemLibrary(name: "CHalfstep", path: "include"),
+    .systemLibrary(name: "CLAPACK", providers: [.apt(["libopenblas-dev"])]),
     .systemLibrary(name: "CDNNL", providers: [.apt(["libdnnl-dev"])]),
     .systemLibrary(name: "COpenMP", providers: [.apt(["libgomp1"])]),
     .systemLibrary(name: "CZlib", providers: [.apt(["zlib1g-dev"])]),
 
     // MARK: - Engine, lowest layer first
-    .target(name: "HalfstepNumerics", dependencies: ["CDNNL", "COpenMP"]),
+    .target(name: "HalfstepNumerics", dependencies: ["CDNNL", "CLAPACK", "COpenMP"]),
     .target(
       name: "HalfstepGraph",
       dependencies: [

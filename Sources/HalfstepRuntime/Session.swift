@@ -104,6 +104,24 @@ package final class Session {
     return results
   }
 
+  /// The shapes of the outputs and extra outputs for inputs of given shapes, without a run.
+  ///
+  /// - Parameter shapes: Shapes of the inputs; their declared types are assumed.
+  /// - Throws: As `run`, for shapes that do not fit.
+  package func outputShapes(
+    _ shapes: [String: Shape]
+  ) throws(HalfstepError) -> [String: Shape] {
+    var inputs: [String: Tensor] = [:]
+    for (name, shape) in shapes {
+      let dataType = self.inputs.first { $0.name == name }?.dataType ?? .float32
+      inputs[name] = try Tensor(uninitialized: dataType, shape: shape)
+    }
+    let plan = try plan(for: try checked(inputs))
+    var result: [String: Shape] = [:]
+    for output in plan.outputs { result[output.name] = output.value.shape }
+    return result
+  }
+
   /// Seconds that each step of a run took, by what it does; for development.
   package func profile(
     _ inputs: [String: Tensor]

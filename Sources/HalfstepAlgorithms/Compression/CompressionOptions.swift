@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// How to compress, and what compression did.
+
+import HalfstepNumerics
+
+/// How layers are made smaller.
+package enum CompressionScheme: Int32, Hashable, Sendable {
+  /// A 1×1 layer before each layer.
+  case weightSVD = 0
+  /// A vertical and a horizontal kernel instead of each kernel.
+  case spatialSVD = 1
+  /// Fewer channels.
+  case channelPruning = 2
+}
+
+/// How to compress.
+package struct CompressionOptions: Sendable {
+  package var scheme: CompressionScheme = .spatialSVD
+  /// What ratios speak of.
+  package var metric: CostMetric = .macs
+  /// Ranks and channel counts are rounded up to multiples of this, 1 or more.
+  package var multiplicity: Int = 1
+  /// Layers that stay as they are: names of nodes or weights.
+  package var ignoredLayers: [String] = []
+  /// Shapes of inputs whose extents are open.
+  package var inputShapes: [String: Shape] = [:]
+
+  package init() {}
+}
+
+/// Something with a size that can be reduced: a layer's rank, or the channels that layers share.
+package struct CompressibleLayer: Hashable, Sendable {
+  /// What messages call the node.
+  package let name: String
+  package let operatorType: String
+  package let weight: String
+  package let cost: Cost
+  /// Largest rank, or number of channels.
+  package let maximumUnits: Int
+  /// Other layers that are compressed together with this one.
+  package let companions: [String]
+}
+
+/// A layer that cannot be compressed.
+package struct CompressionRefusal: Hashable, Sendable {
+  package let layer: String
+  package let reason: String
+}
+
+/// What compression did.
+package struct CompressionReport: Sendable {
+  /// What happened to a layer.
+  package struct Layer: Hashable, Sendable {
+    package let name: String
+    package let operatorType: String
+    /// Rank, or channels that are left; nil if the layer's own size was not chosen.
+    package let units: Int?
+    package let maximumUnits: Int
+    package let before: Cost
+    package let after: Cost
+  }
+  package let layers: [Layer]
+  package let before: Cost
+  package let after: Cost
+  package let refusals: [CompressionRefusal]
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// Symmetric matrices: products, eigenvectors, Cholesky factors. OpenBLAS does the work.
+
+import CLAPACK
+
+/// Runs OpenBLAS on one thread at a time, so that results do not depend on the number of threads.
+package enum LAPACK {
+  /// Largest extent of a matrix: LAPACK counts elements in 32 bits.
+  package static let extentLimit = 32_768
+
+  /// Sets one thread for the time of `body`.
+  package static func onOneThread<R>(
+    _ body: () throws(HalfstepError) -> R
+  ) throws(HalfstepError) -> R {
+    let threads = openblas_get_num_threads()
+    if threads != 1 { openblas_set_num_threads(1) }
+    defer { if threads != 1 { openblas_set_num_threads(threads) } }
+    return try body()
+  }
+}
+
+/// A matrix of doubles, column by column.
+package struct Matrix: Sendable {
+  package let rows: Int
+  package let columns: Int
+  /// Elements, a column after the other, `[columns, rows]` in row-major terms.
+  package var values: [Double]
+
+  /// Creates a matrix of zeros.
+  package init(rows: Int, columns: Int) {
+    self.rows = rows
+    self.columns = columns
+    values = [Double](repeating: 0, count: rows * columns)
+  }
+
+  /// Creates a matrix from its elements, column by column; their number must be rows · columns.
+  package init(rows: Int, columns: Int, values: [Double]) {
+    precondition(values.count == rows * columns)
+    self.rows = rows
+    self.columns = columns
+    self.values = values
+  }
+
+  package subscript(row: Int, column: Int) -> Double {
+    get { values[column * rows + row] }
+    set { values[column * rows + row] = newValue }
+  }
+
+  /// The product of two matrices, either of them transposed if wanted; inner extents must agree.
+  ///
+  /// - Complexity: O(rows · inner · columns).
+  package static func product(
+    _ a: Matrix, transposed transposeA: Bool = false, _ b: Matrix,
+    transposed transposeB: Bool = false
+  ) -> Matrix {
+    let (m, k) = transposeA ? (a.columns, a.rows) : (a.rows, a.columns)
+    let n = transposeB ? b.rows : b.columns
+    precondition(k == (transposeB ? b.columns : b.rows))
+    var c = Matrix(rows: m, columns: n)
+    guard m > 0, n > 0, k > 0 else { return c }
+    var (m32, n32, k32) = (Int32(m), Int32(n), Int32(k))
+    var (lda, ldb) = (Int32(a.rows), Int32(b.rows))
+    var (one, zero) = (1.0, 0.0)
+    dgemm_(
+      transposeA ? "T" : "N", transposeB ? "T" : "N", &m32, &n32, &k32, &one, a.values, &lda,
+      b.values, &ldb, &zero, &c.values, &m32, 1, 1)
+    return c
+  }
+
+  /// A · Aᵀ, or Aᵀ · A: symmetric and complete.
+  ///
+  /// - Complexity: O(n² · k).
+  package func gram(transposed: Bool = false) -> Matrix {
+    let (n, k) = transposed ? (columns, rows) : (rows, columns)
+    var c = Matrix(rows: n, columns: n)
+    guard n > 0, k > 0 else { return c }
+    var (n32, k32, lda) = (Int32(n), Int32(k), Int32(rows))
+    var (one, zero) = (1.0, 0.0)
+    dsyrk_(
+      "L", transposed ? "T" : "N", &n32, &k32, &one, values, &lda, &zero, &c.values, &n32, 1, 1)
+    c.mirrorLowerTriangle()
+    return c
+  }
+
+  /// Copies the lower triangle to the upper one.
+  package mutating func mirrorLowerTriangle() {
+    let n = rows
+    values.withUnsafeMutableBufferPointer { values in
+      for column in 0..<n {
+        for row in column + 1..<max(n, column + 1) {
+          values[row * n + column] = values[column * n + row]
+        }
+      }
+    }
+  }
+
+  /// The largest eigenvalues of a symmetric matrix and their vectors.
+  ///
+  /// The sign of a vector is chosen so that its component of largest magnitude, the first of
+  /// several, is positive.
+  ///
+  /// - Parameter count: How many, 1...rows.
+  /// - Returns: Eigenvalues in falling order, `[rows]` of them all if `count` is `rows`, else
+  ///   `[count]`; vectors, `[rows, count]`.
+  /// - Throws: `HalfstepError.numericFailure` if the matrix holds NaN or infinity, or LAPACK does not
+  ///   converge.
+  /// - Complexity: O(rows³).
+  package func largestEigenpairs(
+    _ count: Int
+  ) throws(HalfstepError) -> (values: [Double], vectors: Matrix) {
+    precondition(rows == columns && (1...rows).contains(count))
+    guard values.allSatisfy(\.isFinite) else {
+      throw HalfstepError(.numericFailure, "eigenvalues: the matrix holds NaN or infinity")
+    }
+    var a = values
+    var (n, il, iu) = (Int32(rows), Int32(rows - count + 1), Int32(rows))
+    var (vl, vu, tolerance) = (0.0, 0.0, 0.0)
+    var found: Int32 = 0
+    var info: Int32 = 0
+    var eigenvalues = [Double](repeating: 0, count: rows)
+    var vectors = [Double](repeating: 0, count: rows * count)
+    var support = [Int32](repeating: 0, count: 2 * rows)
+    var workSize: Int32 = -1
+    var integerSize: Int32 = -1
+    var work = [0.0]
+    var integers: [Int32] = [0]
+    for _ in 0..<2 {
+      dsyevr_(
+        "V", count == rows ? "A" : "I", "L", &n, &a, &n, &vl, &vu, &il, &iu, &tolerance, &found,
+        &eigenvalues, &vectors, &n, &support, &work, &workSize, &integers, &integerSize, &info, 1,
+        1, 1)
+      if workSize != -1 || info != 0 { break }
+      workSize = Int32(work[0])
+      integerSize = integers[0]
+      work = [Double](repeating: 0, count: Int(workSize))
+      integers = [Int32](repeating: 0, count: Int(integerSize))
+    }
+    guard info == 0, Int(found) == count else {
+      throw HalfstepError(
+        .numericFailure, "eigenvalues of a matrix of \(rows): LAPACK says \(info)")
+    }
+    // LAPACK counts upward.
+    var result = Matrix(rows: rows, columns: count)
+    for column in 0..<count {
+      let source = (count - 1 - column) * rows
+      var peak = source
+      for row in source..<source + rows where vectors[row].magnitude > vectors[peak].magnitude {
+        peak = row
+      }
+      let sign: Double = vectors[peak] < 0 ? -1 : 1
+      for row in 0..<rows { result.values[column * rows + row] = sign * vectors[source + row] }
+    }
+    return (eigenvalues[..<count].reversed(), result)
+  }
+
+  /// Solves A · X = B for a symmetric positive definite A.
+  ///
+  /// - Parameter right: B, `[rows, n]`.
+  /// - Returns: X; nil if the matrix is not positive definite.
+  /// - Complexity: O(rows³ + rows² · n).
+  package func solvedPositiveDefinite(_ right: Matrix) -> Matrix? {
+    precondition(rows == columns && right.rows == rows)
+    guard rows > 0 else { return right }
+    var a = values
+    var x = right
+    var (n, count, info) = (Int32(rows), Int32(right.columns), Int32(0))
+    dpotrf_("L", &n, &a, &n, &info, 1)
+    guard info == 0 else { return nil }
+    dpotrs_("L", &n, &count, a, &n, &x.values, &n, &info, 1)
+    return info == 0 && x.values.allSatisfy(\.isFinite) ? x : nil
+  }
+}
