@@ -574,6 +574,261 @@ void hs_equalization_report_free(hs_equalization_report *report);
 
 /// @}
 // ------------------------------------------------------------------------------------------------
+/// @defgroup compression Compression
+/// @{
+
+/// How layers are made smaller.
+/// @since 0.1
+typedef int32_t hs_compression_scheme;
+
+enum {
+  HS_COMPRESSION_WEIGHT_SVD = 0,      ///< A 1x1 layer to fewer channels before each layer.
+  HS_COMPRESSION_SPATIAL_SVD = 1,     ///< A vertical and a horizontal kernel for each kernel.
+  HS_COMPRESSION_CHANNEL_PRUNING = 2  ///< Fewer channels.
+};
+
+/// What a ratio (compressed cost over original cost) speaks of.
+/// @since 0.1
+typedef int32_t hs_compression_metric;
+
+enum {
+  HS_METRIC_MACS = 0,   ///< Multiply-accumulates.
+  HS_METRIC_MEMORY = 1  ///< Elements of weights.
+};
+
+/// How to compress.
+/// @since 0.1
+typedef struct hs_compression_options {
+  size_t struct_size;                  ///< sizeof(hs_compression_options)
+  hs_compression_scheme scheme;        ///< How layers are made smaller.
+  hs_compression_metric metric;        ///< What ratios speak of.
+  int64_t multiplicity;                ///< Sizes are rounded up to multiples; 0 means 1.
+  const char *const *ignored_layers;   ///< Nodes or weights that stay, `[ignored_layer_count]`.
+  size_t ignored_layer_count;          ///< Number of ignored layers.
+  const char *const *input_names;      ///< Inputs whose shapes are given, `[input_count]`.
+  const int64_t *const *input_shapes;  ///< Their extents, `[input_count]` lists.
+  const int32_t *input_ranks;          ///< Lengths of the lists, `[input_count]`.
+  size_t input_count;                  ///< Needed for open extents; an open first one counts as 1.
+} hs_compression_options;
+
+/// Fills in defaults (all zero); NULL is a no-op.
+/// @since 0.1
+void hs_compression_options_init(hs_compression_options *options);
+
+/// Compresses a model, as often as wanted.
+/// @since 0.1
+typedef struct hs_compressor hs_compressor;
+
+/// What a layer costs for one sample; lent until the compressor is freed.
+/// @since 0.1
+typedef struct hs_layer_cost {
+  const char *name;     ///< Node name, or operator and first output.
+  const char *op_type;  ///< Operator, such as "Conv".
+  const char *weight;   ///< Name of the weight.
+  int64_t macs;         ///< Multiply-accumulates.
+  int64_t parameters;   ///< Elements of the weight.
+} hs_layer_cost;
+
+/// A layer whose rank or channels can be reduced; lent until the compressor is freed.
+/// @since 0.1
+typedef struct hs_compressible_layer {
+  const char *name;               ///< Node name, or operator and first output.
+  const char *op_type;            ///< Operator, such as "Conv".
+  const char *weight;             ///< Name of the weight.
+  int64_t macs;                   ///< Multiply-accumulates.
+  int64_t parameters;             ///< Elements of the weight.
+  int64_t maximum_units;          ///< Largest rank, or number of channels.
+  const char *const *companions;  ///< Layers that lose the same channels, `[companion_count]`.
+  size_t companion_count;         ///< Number of companions.
+} hs_compressible_layer;
+
+/// A layer that cannot be compressed; lent until the compressor is freed.
+/// @since 0.1
+typedef struct hs_compression_refusal {
+  const char *layer;   ///< The layer.
+  const char *reason;  ///< Why.
+} hs_compression_refusal;
+
+/// Finds out what of a model can be compressed.
+/// @param[in] model stays as it is and may be freed before the compressor
+/// @param[in] options may be NULL
+/// @param[out] out_compressor owned by the caller, see hs_compressor_free()
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT (options, or an input with open extents),
+///   HS_ERR_UNKNOWN_NAME (an ignored layer or an input), HS_ERR_UNSUPPORTED_OPERATOR
+/// @since 0.1
+hs_status hs_compressor_create(const hs_model *model, const hs_compression_options *options,
+                               hs_compressor **out_compressor, hs_error *error);
+
+/// Frees a compressor; NULL is a no-op.
+/// @since 0.1
+void hs_compressor_free(hs_compressor *compressor);
+
+/// Number of convolutions and matrix products of the model.
+/// @since 0.1
+hs_status hs_compressor_cost_count(const hs_compressor *compressor, size_t *out_count,
+                                   hs_error *error);
+
+/// What one of them costs, in the order in which they run.
+///
+/// A convolution takes one multiply-accumulate for each weight at each output position (a
+/// transposed one at each input position), a matrix product one for each weight in each row. The
+/// first axis is the batch and does not count.
+/// @param[in] compressor the compressor
+/// @param[in] index less than the count
+/// @param[out] out_cost lent until the compressor is freed
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_compressor_cost(const hs_compressor *compressor, size_t index, hs_layer_cost *out_cost,
+                             hs_error *error);
+
+/// Number of layers that can be compressed.
+/// @since 0.1
+hs_status hs_compressor_layer_count(const hs_compressor *compressor, size_t *out_count,
+                                    hs_error *error);
+
+/// One of them, in the order in which they run.
+/// @param[in] compressor the compressor
+/// @param[in] index less than the count
+/// @param[out] out_layer lent until the compressor is freed
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_compressor_layer(const hs_compressor *compressor, size_t index,
+                              hs_compressible_layer *out_layer, hs_error *error);
+
+/// Number of layers that cannot be compressed; ignored layers are not among them.
+/// @since 0.1
+hs_status hs_compressor_refusal_count(const hs_compressor *compressor, size_t *out_count,
+                                      hs_error *error);
+
+/// One of them, and why.
+/// @param[in] compressor the compressor
+/// @param[in] index less than the count
+/// @param[out] out_refusal lent until the compressor is freed
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_compressor_refusal(const hs_compressor *compressor, size_t index,
+                                hs_compression_refusal *out_refusal, hs_error *error);
+
+/// Index of a compressible layer by node name, weight, or weight without ".weight".
+/// @param[in] compressor the compressor
+/// @param[in] name the name
+/// @param[out] out_index for hs_compressor_layer()
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_UNKNOWN_NAME, HS_ERR_UNSUPPORTED_OPERATOR (it cannot be compressed)
+/// @since 0.1
+hs_status hs_compressor_find(const hs_compressor *compressor, const char *name, size_t *out_index,
+                             hs_error *error);
+
+/// The size (rank, or number of channels) that a ratio means, rounded up to the multiplicity.
+/// @param[in] compressor the compressor
+/// @param[in] index a compressible layer
+/// @param[in] ratio above 0
+/// @param[out] out_units 0 for ratios of 1 and more: the layer stays as it is
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_compressor_units(const hs_compressor *compressor, size_t index, double ratio,
+                              int64_t *out_units, hs_error *error);
+
+/// Chooses sizes without evaluating the network: the sum of the layers' relative errors is least
+/// among all choices within the target.
+/// @param[in] compressor the compressor
+/// @param[in] target cost wanted over original cost, in (0, 1]
+/// @param[in] progress called on this thread; may be NULL
+/// @param[in] user_data handed to `progress`
+/// @param[out] out_units size of each compressible layer, 0 for those that stay, `[capacity]`
+/// @param[in] capacity number of compressible layers, or more
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT (also if the target cannot be reached),
+///   HS_ERR_NON_FINITE_VALUE, HS_ERR_CANCELLED
+/// @since 0.1
+hs_status hs_compressor_select(const hs_compressor *compressor, double target,
+                               hs_progress_fn progress, void *user_data, int64_t *out_units,
+                               size_t capacity, hs_error *error);
+
+/// Chooses sizes as AIMET does, from scores of networks in which one layer is compressed.
+/// @param[in] compressor the compressor
+/// @param[in] target cost wanted over original cost, in (0, 1]; met within 0.001 where scores allow
+/// @param[in] ratios ratios that were tried, rising, in (0, 1], `[candidate_count]`
+/// @param[in] scores score of each layer at each ratio, higher is better,
+///   `[layer count, candidate_count]`
+/// @param[in] candidate_count 1 or more
+/// @param[in] uses_monotonic_fit not 0: a rising polynomial of degree 7 replaces each layer's
+/// scores
+/// @param[out] out_units size of each compressible layer, 0 for those that stay, `[capacity]`
+/// @param[in] capacity number of compressible layers, or more
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_compressor_select_greedy(const hs_compressor *compressor, double target,
+                                      const double *ratios, const double *scores,
+                                      size_t candidate_count, int32_t uses_monotonic_fit,
+                                      int64_t *out_units, size_t capacity, hs_error *error);
+
+/// What compression did.
+/// @since 0.1
+typedef struct hs_compression_report hs_compression_report;
+
+/// What happened to a layer; lent until the report is freed.
+/// @since 0.1
+typedef struct hs_compressed_layer {
+  const char *name;       ///< Node name before compression; NULL for the network.
+  const char *op_type;    ///< Operator, such as "Conv"; NULL for the network.
+  int64_t units;          ///< Rank, or channels that are left; 0 if none was chosen.
+  int64_t maximum_units;  ///< Largest rank, or number of channels; 0 if it cannot be compressed.
+  int64_t macs_before;    ///< Multiply-accumulates before.
+  int64_t macs_after;     ///< Multiply-accumulates after, of both layers if it was split.
+  int64_t parameters_before;  ///< Elements of weights before.
+  int64_t parameters_after;   ///< Elements of weights after.
+} hs_compressed_layer;
+
+/// Compresses.
+/// @param[in] compressor the compressor
+/// @param[in] units size of each compressible layer, 0 for those that stay, `[unit_count]`
+/// @param[in] unit_count number of compressible layers
+/// @param[in] progress called on this thread; may be NULL
+/// @param[in] user_data handed to `progress`
+/// @param[out] out_model owned by the caller, see hs_model_free()
+/// @param[out] out_report owned by the caller, see hs_compression_report_free(); may be NULL
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT, HS_ERR_NON_FINITE_VALUE, HS_ERR_NUMERIC_FAILURE,
+///   HS_ERR_CANCELLED
+/// @since 0.1
+hs_status hs_compressor_compress(const hs_compressor *compressor, const int64_t *units,
+                                 size_t unit_count, hs_progress_fn progress, void *user_data,
+                                 hs_model **out_model, hs_compression_report **out_report,
+                                 hs_error *error);
+
+/// What happened to the network as a whole.
+/// @since 0.1
+hs_status hs_compression_report_total(const hs_compression_report *report,
+                                      hs_compressed_layer *out_total, hs_error *error);
+
+/// Number of layers, compressed or not.
+/// @since 0.1
+hs_status hs_compression_report_count(const hs_compression_report *report, size_t *out_count,
+                                      hs_error *error);
+
+/// One layer, in the order in which they ran before.
+/// @param[in] report the report
+/// @param[in] index less than the count
+/// @param[out] out_layer lent until the report is freed
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_compression_report_get(const hs_compression_report *report, size_t index,
+                                    hs_compressed_layer *out_layer, hs_error *error);
+
+/// Frees a report; NULL is a no-op.
+/// @since 0.1
+void hs_compression_report_free(hs_compression_report *report);
+
+/// @}
+// ------------------------------------------------------------------------------------------------
 /// @defgroup encodings Encodings
 /// @{
 

@@ -91,8 +91,9 @@ package struct Compressor: Sendable {
   ///   `.unknownName`.
   package func position(of name: String) throws(HalfstepError) -> Int {
     let place = costs.layers[try Self.position(of: name, costs)]
-    if let position = layers.firstIndex(where: { $0.weight == place.weight && $0.name == place.name })
-    {
+    if let position = layers.firstIndex(where: {
+      $0.weight == place.weight && $0.name == place.name
+    }) {
       return position
     }
     if let position = layers.firstIndex(where: { $0.companions.contains(place.name) }) {

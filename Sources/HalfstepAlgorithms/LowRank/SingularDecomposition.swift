@@ -40,7 +40,9 @@ package struct SingularDecomposition: Sendable {
       values.append(sum.squareRoot())
     }
     // The order is that of the eigenvalues; lengths differ from it by rounding only.
-    for index in values.indices.dropFirst() { values[index] = min(values[index], values[index - 1]) }
+    for index in values.indices.dropFirst() {
+      values[index] = min(values[index], values[index - 1])
+    }
     self.values = values
     left = basisIsLeft ? aligned : image
     right = basisIsLeft ? image : aligned

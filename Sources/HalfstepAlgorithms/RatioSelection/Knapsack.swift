@@ -108,7 +108,9 @@ package enum Knapsack {
   /// Choices that no other beats, with falling cost and rising error.
   private static func front(_ choices: [Choice]) -> [(index: Int, choice: Choice)] {
     let sorted = choices.enumerated().sorted {
-      ($0.element.error, $0.element.cost, $0.offset) < ($1.element.error, $1.element.cost, $1.offset)
+      ($0.element.error, $0.element.cost, $0.offset) < (
+        $1.element.error, $1.element.cost, $1.offset
+      )
     }
     var result: [(index: Int, choice: Choice)] = []
     for (index, choice) in sorted where choice.cost < (result.last?.choice.cost ?? .max) {
