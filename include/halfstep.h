@@ -582,9 +582,8 @@ void hs_equalization_report_free(hs_equalization_report *report);
 typedef int32_t hs_compression_scheme;
 
 enum {
-  HS_COMPRESSION_WEIGHT_SVD = 0,      ///< A 1x1 layer to fewer channels before each layer.
-  HS_COMPRESSION_SPATIAL_SVD = 1,     ///< A vertical and a horizontal kernel for each kernel.
-  HS_COMPRESSION_CHANNEL_PRUNING = 2  ///< Fewer channels.
+  HS_COMPRESSION_WEIGHT_SVD = 0,  ///< A 1x1 layer to fewer channels before each layer.
+  HS_COMPRESSION_SPATIAL_SVD = 1  ///< A vertical and a horizontal kernel for each kernel.
 };
 
 /// What a ratio (compressed cost over original cost) speaks of.
@@ -629,17 +628,15 @@ typedef struct hs_layer_cost {
   int64_t parameters;   ///< Elements of the weight.
 } hs_layer_cost;
 
-/// A layer whose rank or channels can be reduced; lent until the compressor is freed.
+/// A layer that can be split; lent until the compressor is freed.
 /// @since 0.1
 typedef struct hs_compressible_layer {
-  const char *name;               ///< Node name, or operator and first output.
-  const char *op_type;            ///< Operator, such as "Conv".
-  const char *weight;             ///< Name of the weight.
-  int64_t macs;                   ///< Multiply-accumulates.
-  int64_t parameters;             ///< Elements of the weight.
-  int64_t maximum_units;          ///< Largest rank, or number of channels.
-  const char *const *companions;  ///< Layers that lose the same channels, `[companion_count]`.
-  size_t companion_count;         ///< Number of companions.
+  const char *name;       ///< Node name, or operator and first output.
+  const char *op_type;    ///< Operator, such as "Conv".
+  const char *weight;     ///< Name of the weight.
+  int64_t macs;           ///< Multiply-accumulates.
+  int64_t parameters;     ///< Elements of the weight.
+  int64_t maximum_units;  ///< Largest rank.
 } hs_compressible_layer;
 
 /// A layer that cannot be compressed; lent until the compressor is freed.
@@ -723,7 +720,7 @@ hs_status hs_compressor_refusal(const hs_compressor *compressor, size_t index,
 hs_status hs_compressor_find(const hs_compressor *compressor, const char *name, size_t *out_index,
                              hs_error *error);
 
-/// The size (rank, or number of channels) that a ratio means, rounded up to the multiplicity.
+/// The rank that a ratio means, rounded up to the multiplicity.
 /// @param[in] compressor the compressor
 /// @param[in] index a compressible layer
 /// @param[in] ratio above 0
@@ -776,12 +773,12 @@ typedef struct hs_compression_report hs_compression_report;
 /// What happened to a layer; lent until the report is freed.
 /// @since 0.1
 typedef struct hs_compressed_layer {
-  const char *name;       ///< Node name before compression; NULL for the network.
-  const char *op_type;    ///< Operator, such as "Conv"; NULL for the network.
-  int64_t units;          ///< Rank, or channels that are left; 0 if none was chosen.
-  int64_t maximum_units;  ///< Largest rank, or number of channels; 0 if it cannot be compressed.
-  int64_t macs_before;    ///< Multiply-accumulates before.
-  int64_t macs_after;     ///< Multiply-accumulates after, of both layers if it was split.
+  const char *name;           ///< Node name before compression; NULL for the network.
+  const char *op_type;        ///< Operator, such as "Conv"; NULL for the network.
+  int64_t units;              ///< Rank; 0 if none was chosen.
+  int64_t maximum_units;      ///< Largest rank; 0 if it cannot be compressed.
+  int64_t macs_before;        ///< Multiply-accumulates before.
+  int64_t macs_after;         ///< Multiply-accumulates after, of both layers if it was split.
   int64_t parameters_before;  ///< Elements of weights before.
   int64_t parameters_after;   ///< Elements of weights after.
 } hs_compressed_layer;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compression: weight SVD, spatial SVD, channel pruning, and the choice of ratios.
+// Compression: weight SVD, spatial SVD, and the choice of ratios.
 
 import HalfstepAlgorithms
 import HalfstepGraph
@@ -11,8 +11,6 @@ public enum CompressionScheme: Int32, Hashable, Sendable, CaseIterable {
   case weightSVD = 0
   /// A vertical and a horizontal kernel instead of each kernel.
   case spatialSVD = 1
-  /// Fewer channels.
-  case channelPruning = 2
 }
 
 /// What a ratio speaks of: compressed cost over original cost.
@@ -29,7 +27,7 @@ public struct CompressionOptions: Sendable {
   public var scheme: CompressionScheme = .spatialSVD
   /// What ratios speak of; default multiply-accumulates.
   public var metric: CompressionMetric = .macs
-  /// Ranks and channel counts are rounded up to multiples of this, 1...1048576; default 1.
+  /// Ranks are rounded up to multiples of this, 1...1048576; default 1.
   public var multiplicity: Int = 1
   /// Layers that stay as they are, by node name, weight, or weight without `.weight`; default none.
   public var ignoredLayers: [String] = []
@@ -65,14 +63,12 @@ public struct CostedLayer: Hashable, Sendable {
   public let cost: ComputeCost
 }
 
-/// A layer whose rank, or whose input channels, can be reduced.
+/// A layer that can be split.
 public struct CompressibleLayer: Hashable, Sendable {
   /// The layer.
   public let layer: CostedLayer
-  /// Largest rank, or number of channels.
+  /// Largest rank.
   public let maximumUnits: Int
-  /// Layers that lose the same channels.
-  public let companions: [String]
 }
 
 /// A layer that cannot be compressed.
@@ -91,9 +87,9 @@ public struct CompressionStats: Hashable, Sendable {
     public let name: String
     /// Operator, such as `Conv`.
     public let operatorType: String
-    /// Rank, or channels that are left; nil if no size was chosen for this layer.
+    /// Rank; nil if no size was chosen for this layer.
     public let units: Int?
-    /// Largest rank, or number of channels; 0 if the layer cannot be compressed.
+    /// Largest rank; 0 if the layer cannot be compressed.
     public let maximumUnits: Int
     /// Cost before.
     public let before: ComputeCost
@@ -135,8 +131,7 @@ public struct RatioCurve: Hashable, Sendable {
 
 /// Compresses a network, as often as wanted; the model it was made of stays as it is.
 ///
-/// Sizes are ranks (SVD) or numbers of channels (pruning), one for each of `layers`; nil leaves a layer
-/// as it is.
+/// Sizes are ranks, one for each of `layers`; nil leaves a layer as it is.
 ///
 ///     var compressor = try ModelCompressor(model)
 ///     let sizes = try compressor.select(target: 0.5)
@@ -162,7 +157,6 @@ public struct ModelCompressor: Sendable {
       switch options.scheme {
       case .weightSVD: .weightSVD
       case .spatialSVD: .spatialSVD
-      case .channelPruning: .channelPruning
       }
     inner.metric = options.metric == .macs ? .macs : .memory
     inner.multiplicity = options.multiplicity
@@ -190,7 +184,7 @@ public struct ModelCompressor: Sendable {
         layer: CostedLayer(
           name: $0.name, operatorType: $0.operatorType, weight: $0.weight,
           cost: ComputeCost($0.cost)),
-        maximumUnits: $0.maximumUnits, companions: $0.companions)
+        maximumUnits: $0.maximumUnits)
     }
   }
   /// What cannot be compressed, and why.
@@ -206,8 +200,7 @@ public struct ModelCompressor: Sendable {
     try compressor.position(of: layer)
   }
 
-  /// The size that brings a layer's cost to a ratio, or leaves that share of channels; rounded up to
-  /// the multiplicity.
+  /// The rank that brings a layer's cost to a ratio, rounded up to the multiplicity.
   ///
   /// - Parameters:
   ///   - position: Position in `layers`.
@@ -288,7 +281,7 @@ public struct ModelCompressor: Sendable {
   /// Compresses.
   ///
   /// - Parameters:
-  ///   - sizes: Rank or channel count of each of `layers`, 1 to its maximum; nil leaves a layer as it
+  ///   - sizes: Rank of each of `layers`, 1 to its maximum; nil leaves a layer as it
   ///     is.
   ///   - progress: Called with the share that is done; returns false to cancel.
   /// - Returns: The smaller network, and what was done.
@@ -296,8 +289,7 @@ public struct ModelCompressor: Sendable {
   ///   `.numericFailure`; `.cancelled`.
   /// - Complexity: O(weights · ranks).
   /// - Reference: Jaderberg et al., "Speeding up Convolutional Neural Networks with Low Rank
-  ///   Expansions", 2014, arXiv:1405.3866 (spatial SVD); He et al., "Channel Pruning for Accelerating
-  ///   Very Deep Neural Networks", 2017, arXiv:1707.06168.
+  ///   Expansions", 2014, arXiv:1405.3866 (spatial SVD).
   public func compress(
     _ sizes: [Int?], progress: ((Double) -> Bool)? = nil
   ) throws(HalfstepError) -> (model: Model, stats: CompressionStats) {

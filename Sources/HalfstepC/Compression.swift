@@ -18,10 +18,7 @@ private final class CompressorHandle {
       hs_compressible_layer(
         name: memory.string(layer.layer.name), op_type: memory.string(layer.layer.operatorType),
         weight: memory.string(layer.layer.weight), macs: Int64(layer.layer.cost.macs),
-        parameters: Int64(layer.layer.cost.parameters), maximum_units: Int64(layer.maximumUnits),
-        companions: memory.array(
-          layer.companions.map { memory.string($0) as UnsafePointer<CChar>? }),
-        companion_count: layer.companions.count)
+        parameters: Int64(layer.layer.cost.parameters), maximum_units: Int64(layer.maximumUnits))
     }
     refusals = LentList(compressor.refusals) { hs_compression_refusal($0, $1) }
   }

@@ -9,8 +9,6 @@ package enum CompressionScheme: Int32, Hashable, Sendable {
   case weightSVD = 0
   /// A vertical and a horizontal kernel instead of each kernel.
   case spatialSVD = 1
-  /// Fewer channels.
-  case channelPruning = 2
 }
 
 /// How to compress.
@@ -18,7 +16,7 @@ package struct CompressionOptions: Sendable {
   package var scheme: CompressionScheme = .spatialSVD
   /// What ratios speak of.
   package var metric: CostMetric = .macs
-  /// Ranks and channel counts are rounded up to multiples of this, 1 or more.
+  /// Ranks are rounded up to multiples of this, 1 or more.
   package var multiplicity: Int = 1
   /// Layers that stay as they are: names of nodes or weights.
   package var ignoredLayers: [String] = []
@@ -28,17 +26,15 @@ package struct CompressionOptions: Sendable {
   package init() {}
 }
 
-/// Something with a size that can be reduced: a layer's rank, or the channels that layers share.
+/// A layer that can be split.
 package struct CompressibleLayer: Hashable, Sendable {
   /// What messages call the node.
   package let name: String
   package let operatorType: String
   package let weight: String
   package let cost: Cost
-  /// Largest rank, or number of channels.
+  /// Largest rank.
   package let maximumUnits: Int
-  /// Other layers that are compressed together with this one.
-  package let companions: [String]
 }
 
 /// A layer that cannot be compressed.
@@ -53,7 +49,7 @@ package struct CompressionReport: Sendable {
   package struct Layer: Hashable, Sendable {
     package let name: String
     package let operatorType: String
-    /// Rank, or channels that are left; nil if the layer's own size was not chosen.
+    /// Rank; nil if none was chosen.
     package let units: Int?
     package let maximumUnits: Int
     package let before: Cost

@@ -14,11 +14,7 @@ package struct Compressor: Sendable {
   package let layers: [CompressibleLayer]
   /// What cannot, and why.
   package let refusals: [CompressionRefusal]
-  private let backend: Backend
-
-  private enum Backend: Sendable {
-    case lowRank([LowRankLayer])
-  }
+  private let items: [LowRankLayer]
 
   /// Largest rank of a layer's matrix that is factorized.
   private static let rankLimit = 16_384
@@ -43,32 +39,27 @@ package struct Compressor: Sendable {
     for name in options.ignoredLayers { ignored.insert(try Self.position(of: name, costs)) }
     let index = GraphIndex(graph)
     var refusals: [CompressionRefusal] = []
-    switch options.scheme {
-    case .weightSVD, .spatialSVD:
-      let form: LowRankForm = options.scheme == .spatialSVD ? .spatial : .channels
-      var found: [LowRankLayer] = []
-      for (position, cost) in costs.layers.enumerated() where !ignored.contains(position) {
-        guard let layer = LinearLayer(graph, at: cost.node, index) else { continue }
-        do throws(HalfstepError) {
-          let item = try LowRankLayer(form, graph, layer, cost)
-          guard item.maximumRank <= Self.rankLimit else {
-            throw HalfstepError(
-              .unsupportedOperator,
-              "node '\(item.name)': a matrix of rank \(item.maximumRank) is too large to factorize")
-          }
-          found.append(item)
-        } catch {
-          refusals.append(CompressionRefusal(layer: cost.name, reason: error.message))
+    let form: LowRankForm = options.scheme == .spatialSVD ? .spatial : .channels
+    var found: [LowRankLayer] = []
+    for (position, cost) in costs.layers.enumerated() where !ignored.contains(position) {
+      guard let layer = LinearLayer(graph, at: cost.node, index) else { continue }
+      do throws(HalfstepError) {
+        let item = try LowRankLayer(form, graph, layer, cost)
+        guard item.maximumRank <= Self.rankLimit else {
+          throw HalfstepError(
+            .unsupportedOperator,
+            "node '\(item.name)': a matrix of rank \(item.maximumRank) is too large to factorize")
         }
+        found.append(item)
+      } catch {
+        refusals.append(CompressionRefusal(layer: cost.name, reason: error.message))
       }
-      backend = .lowRank(found)
-      layers = found.map { item in
-        CompressibleLayer(
-          name: item.name, operatorType: graph.nodes[item.layer.node].opType,
-          weight: item.weightName, cost: item.cost, maximumUnits: item.maximumRank, companions: [])
-      }
-    case .channelPruning:
-      throw HalfstepError(.invalidArgument, "channel pruning is not available")
+    }
+    items = found
+    layers = found.map { item in
+      CompressibleLayer(
+        name: item.name, operatorType: graph.nodes[item.layer.node].opType,
+        weight: item.weightName, cost: item.cost, maximumUnits: item.maximumRank)
     }
     self.refusals = refusals
   }
@@ -96,9 +87,6 @@ package struct Compressor: Sendable {
     }) {
       return position
     }
-    if let position = layers.firstIndex(where: { $0.companions.contains(place.name) }) {
-      return position
-    }
     let reason = refusals.first { $0.layer == place.name }?.reason
     throw HalfstepError(
       .unsupportedOperator, reason ?? "layer '\(place.name)' is ignored", node: place.name)
@@ -106,7 +94,7 @@ package struct Compressor: Sendable {
 
   // MARK: Ratios
 
-  /// The rank or channel count of a ratio, rounded up to the multiplicity; nil for 1 and more, which
+  /// The rank of a ratio, rounded up to the multiplicity; nil for 1 and more, which
   /// leave a layer as it is.
   ///
   /// - Throws: `HalfstepError.invalidArgument` for a ratio that is not positive.
@@ -117,13 +105,10 @@ package struct Compressor: Sendable {
         "layer '\(layers[position].name)': expected a ratio above 0, got \(ratio)")
     }
     if ratio >= 1 { return nil }
-    switch backend {
-    case .lowRank(let items):
-      let item = items[position]
-      let rank = item.rank(ratio: ratio, options.metric)
-      let largest = item.rank(ratio: 1, options.metric)
-      return rounded(rank, limit: largest)
-    }
+    let item = items[position]
+    let rank = item.rank(ratio: ratio, options.metric)
+    let largest = item.rank(ratio: 1, options.metric)
+    return rounded(rank, limit: largest)
   }
 
   /// Rounds up to the multiplicity, at most to a limit.
@@ -134,17 +119,14 @@ package struct Compressor: Sendable {
 
   /// The network's cost for a size of each layer, nil for those that stay.
   package func cost(units: [Int?]) -> Cost {
-    switch backend {
-    case .lowRank(let items):
-      var total = costs.total
-      for (item, units) in zip(items, units) {
-        guard let units else { continue }
-        let cost = item.cost(rank: units)
-        total.macs += cost.macs - item.cost.macs
-        total.parameters += cost.parameters - item.cost.parameters
-      }
-      return total
+    var total = costs.total
+    for (item, units) in zip(items, units) {
+      guard let units else { continue }
+      let cost = item.cost(rank: units)
+      total.macs += cost.macs - item.cost.macs
+      total.parameters += cost.parameters - item.cost.parameters
     }
+    return total
   }
 
   /// The cost over the original one.
@@ -158,7 +140,7 @@ package struct Compressor: Sendable {
   /// Compresses.
   ///
   /// - Parameters:
-  ///   - units: Rank or channel count of each of `layers`; nil leaves a layer as it is.
+  ///   - units: Rank of each of `layers`; nil leaves a layer as it is.
   ///   - progress: Receives the share that is done; throws to stop.
   /// - Returns: The compressed network and what was done.
   /// - Throws: `HalfstepError.invalidArgument` for a size outside 1...maximum or a wrong number of
@@ -179,10 +161,7 @@ package struct Compressor: Sendable {
           "layer '\(layer.name)': expected a size in 1...\(layer.maximumUnits), got \(units)")
       }
     }
-    switch backend {
-    case .lowRank(let items):
-      return try split(items, units, progress)
-    }
+    return try split(items, units, progress)
   }
 
   private func split(
@@ -278,40 +257,37 @@ package struct Compressor: Sendable {
     target: Double, progress: (Double) throws(HalfstepError) -> Void = { _ in }
   ) throws(HalfstepError) -> [Int?] {
     try Self.check(target)
-    switch backend {
-    case .lowRank(let items):
-      var shares: [Int: [Double]] = [:]
-      try forEach(Array(items.indices), items, progress) { (position) throws(HalfstepError) in
-        try items[position].decomposition(graph).lostShares
-      } store: {
-        shares[$0] = $1
-      }
-      var sizes: [[Int?]] = []
-      var choices: [[Knapsack.Choice]] = []
-      for (position, item) in items.enumerated() {
-        var options: [Int?] = [nil]
-        for step in 1..<Self.steps {
-          let size = try units(position, ratio: Double(step) / Double(Self.steps))
-          if let size, options.last != size { options.append(size) }
-        }
-        let lost = shares[position] ?? []
-        sizes.append(options)
-        choices.append(
-          options.map { size in
-            let cost = size.map(item.cost(rank:)) ?? item.cost
-            return Knapsack.Choice(
-              cost: cost.value(self.options.metric), error: size.map { lost[$0] } ?? 0)
-          })
-      }
-      let other =
-        costs.total.value(options.metric)
-        - items.reduce(0) { $0 + $1.cost.value(options.metric) }
-      let budget = Int((target * Double(costs.total.value(options.metric))).rounded(.down)) - other
-      guard let solution = Knapsack.solve(choices, budget: budget) else {
-        throw unreachable(target, sizes.map { $0.count > 1 ? $0[1] : nil })
-      }
-      return zip(sizes, solution.picks).map { $0[$1] }
+    var shares: [Int: [Double]] = [:]
+    try forEach(Array(items.indices), items, progress) { (position) throws(HalfstepError) in
+      try items[position].decomposition(graph).lostShares
+    } store: {
+      shares[$0] = $1
     }
+    var sizes: [[Int?]] = []
+    var choices: [[Knapsack.Choice]] = []
+    for (position, item) in items.enumerated() {
+      var options: [Int?] = [nil]
+      for step in 1..<Self.steps {
+        let size = try units(position, ratio: Double(step) / Double(Self.steps))
+        if let size, options.last != size { options.append(size) }
+      }
+      let lost = shares[position] ?? []
+      sizes.append(options)
+      choices.append(
+        options.map { size in
+          let cost = size.map(item.cost(rank:)) ?? item.cost
+          return Knapsack.Choice(
+            cost: cost.value(self.options.metric), error: size.map { lost[$0] } ?? 0)
+        })
+    }
+    let other =
+      costs.total.value(options.metric)
+      - items.reduce(0) { $0 + $1.cost.value(options.metric) }
+    let budget = Int((target * Double(costs.total.value(options.metric))).rounded(.down)) - other
+    guard let solution = Knapsack.solve(choices, budget: budget) else {
+      throw unreachable(target, sizes.map { $0.count > 1 ? $0[1] : nil })
+    }
+    return zip(sizes, solution.picks).map { $0[$1] }
   }
 
   /// Number of ratios at which the automatic choice looks.
@@ -391,11 +367,8 @@ package struct Compressor: Sendable {
 
   /// The ratio that a size amounts to.
   package func actualRatio(_ position: Int, _ units: Int) -> Double {
-    switch backend {
-    case .lowRank(let items):
-      let item = items[position]
-      return Double(item.cost(rank: units).value(options.metric))
-        / Double(item.cost.value(options.metric))
-    }
+    let item = items[position]
+    return Double(item.cost(rank: units).value(options.metric))
+      / Double(item.cost.value(options.metric))
   }
 }
