@@ -524,6 +524,91 @@ struct LoadReport {
   std::vector<std::string> different;
 };
 
+/// How to compress.
+struct CompressionOptions {
+  hs_compression_scheme scheme = HS_COMPRESSION_SPATIAL_SVD;
+  hs_compression_metric metric = HS_METRIC_MACS;
+  int64_t multiplicity = 1;
+  std::vector<std::string> ignored_layers;
+};
+
+/// A compressed model and its costs before and after.
+struct Compressed {
+  Model model;
+  int64_t macs_before;
+  int64_t macs_after;
+  int64_t parameters_before;
+  int64_t parameters_after;
+};
+
+/// Compresses a model, as often as wanted. Sizes are ranks, 0 for layers that stay.
+class Compressor {
+ public:
+  explicit Compressor(const Model &model, const CompressionOptions &options = {}) {
+    std::vector<const char *> ignored;
+    for (const auto &name : options.ignored_layers) ignored.push_back(name.c_str());
+    hs_compression_options raw;
+    hs_compression_options_init(&raw);
+    raw.scheme = options.scheme;
+    raw.metric = options.metric;
+    raw.multiplicity = options.multiplicity;
+    raw.ignored_layers = ignored.data();
+    raw.ignored_layer_count = ignored.size();
+    handle_.reset(detail::get<hs_compressor *>(hs_compressor_create,
+                                               static_cast<const hs_model *>(model.get()), &raw));
+  }
+
+  /// Names of the layers that can be split, in the order of their sizes.
+  std::vector<std::string> layers() const {
+    std::vector<std::string> names;
+    auto count = detail::get<std::size_t>(hs_compressor_layer_count, handle_.get());
+    for (std::size_t index = 0; index < count; ++index) {
+      names.emplace_back(
+          detail::get<hs_compressible_layer>(hs_compressor_layer, handle_.get(), index).name);
+    }
+    return names;
+  }
+
+  /// The rank that a ratio means for a layer; 0 for ratios of 1 and more.
+  int64_t units(std::size_t layer, double ratio) const {
+    return detail::get<int64_t>(hs_compressor_units, handle_.get(), layer, ratio);
+  }
+
+  /// Chooses sizes without evaluating the network.
+  std::vector<int64_t> select(double target, Progress progress = {}) const {
+    std::vector<int64_t> sizes(detail::get<std::size_t>(hs_compressor_layer_count, handle_.get()));
+    // A vector without elements may have no address.
+    sizes.reserve(1);
+    detail::RawProgress reporter(std::move(progress));
+    reporter.call([&] {
+      detail::call(hs_compressor_select, handle_.get(), target, reporter.function(),
+                   static_cast<void *>(&reporter), sizes.data(), sizes.size());
+    });
+    return sizes;
+  }
+
+  /// Compresses with a size for each layer.
+  Compressed compress(const std::vector<int64_t> &sizes, Progress progress = {}) const {
+    std::vector<int64_t> copy = sizes;
+    copy.reserve(1);
+    detail::RawProgress reporter(std::move(progress));
+    hs_model *model = nullptr;
+    hs_compression_report *report = nullptr;
+    reporter.call([&] {
+      detail::call(hs_compressor_compress, handle_.get(), copy.data(), copy.size(),
+                   reporter.function(), static_cast<void *>(&reporter), &model, &report);
+    });
+    detail::Owner<hs_compression_report, hs_compression_report_free> owner(report);
+    Model result(model);
+    auto total = detail::get<hs_compressed_layer>(hs_compression_report_total, report);
+    return {std::move(result), total.macs_before, total.macs_after, total.parameters_before,
+            total.parameters_after};
+  }
+
+ private:
+  detail::Owner<hs_compressor, hs_compressor_free> handle_;
+};
+
 /// A network simulated on integer hardware.
 class Simulation {
  public:

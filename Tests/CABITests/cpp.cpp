@@ -86,6 +86,15 @@ int main(int, char **arguments) {
   } catch (const std::invalid_argument &) {
   }
 
+  const Compressor compressor(moved);
+  std::vector<int64_t> sizes(compressor.layers().size(), 0);
+  CHECK(!sizes.empty());
+  sizes[0] = compressor.units(0, 0.5);
+  const Compressed smaller = compressor.compress(sizes);
+  CHECK(smaller.macs_after < smaller.macs_before);
+  CHECK(smaller.parameters_after < smaller.parameters_before);
+  CHECK(compressor.select(1.0) == std::vector<int64_t>(sizes.size(), 0));
+
   SimulationOptions options;
   options.scheme = HS_RANGE_SCHEME_SQNR;
   Simulation simulation(moved, options);

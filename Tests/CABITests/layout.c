@@ -137,6 +137,38 @@ AT(hs_qdq_options, struct_size, 0);
 AT(hs_qdq_options, prequantizes_constants, 8);
 AT(hs_qdq_options, exports_int32_bias, 12);
 
+SIZE(hs_compression_options, 72);
+AT(hs_compression_options, struct_size, 0);
+AT(hs_compression_options, scheme, 8);
+AT(hs_compression_options, metric, 12);
+AT(hs_compression_options, multiplicity, 16);
+AT(hs_compression_options, ignored_layers, 24);
+AT(hs_compression_options, ignored_layer_count, 32);
+AT(hs_compression_options, input_names, 40);
+AT(hs_compression_options, input_shapes, 48);
+AT(hs_compression_options, input_ranks, 56);
+AT(hs_compression_options, input_count, 64);
+
+SIZE(hs_layer_cost, 40);
+AT(hs_layer_cost, macs, 24);
+AT(hs_layer_cost, parameters, 32);
+
+SIZE(hs_compressible_layer, 48);
+AT(hs_compressible_layer, macs, 24);
+AT(hs_compressible_layer, parameters, 32);
+AT(hs_compressible_layer, maximum_units, 40);
+
+SIZE(hs_compression_refusal, 16);
+AT(hs_compression_refusal, reason, 8);
+
+SIZE(hs_compressed_layer, 64);
+AT(hs_compressed_layer, units, 16);
+AT(hs_compressed_layer, maximum_units, 24);
+AT(hs_compressed_layer, macs_before, 32);
+AT(hs_compressed_layer, macs_after, 40);
+AT(hs_compressed_layer, parameters_before, 48);
+AT(hs_compressed_layer, parameters_after, 56);
+
 // Fills with garbage, initializes, and checks that every byte but struct_size is 0.
 #define CHECK_INIT(type)                                                \
   do {                                                                  \
@@ -274,6 +306,7 @@ void test_layout(void) {
   CHECK_INIT(hs_simulation_options);
   CHECK_INIT(hs_calibration_options);
   CHECK_INIT(hs_qdq_options);
+  CHECK_INIT(hs_compression_options);
   test_library();
   test_error_text();
   test_option_sizes();

@@ -31,6 +31,78 @@ static void free_nothing(void) {
   hs_equalization_report_free(NULL);
   hs_simulation_free(NULL);
   hs_load_report_free(NULL);
+  hs_compressor_free(NULL);
+  hs_compression_report_free(NULL);
+}
+
+static void test_compression(void) {
+  hs_model *model = open_model();
+  hs_compressor *compressor = NULL;
+  hs_compressor *none = NULL;
+  REFUSED_OUT(none, hs_compressor_create, NULL, NULL, &none);
+  REFUSED(hs_compressor_create, model, NULL, NULL);
+  CHECK_OK(hs_compressor_create(model, NULL, &compressor, &last_error));
+  hs_model_free(model);
+  size_t count = 0;
+  size_t index = 0;
+  hs_layer_cost cost;
+  hs_compressible_layer layer;
+  hs_compression_refusal refusal;
+  int64_t units[16] = {0};
+  REFUSED_OUT(count, hs_compressor_cost_count, NULL, &count);
+  REFUSED(hs_compressor_cost_count, compressor, NULL);
+  REFUSED_OUT(cost, hs_compressor_cost, NULL, 0, &cost);
+  REFUSED(hs_compressor_cost, compressor, 0, NULL);
+  REFUSED_OUT(count, hs_compressor_refusal_count, NULL, &count);
+  REFUSED(hs_compressor_refusal_count, compressor, NULL);
+  REFUSED_OUT(refusal, hs_compressor_refusal, NULL, 0, &refusal);
+  REFUSED_OUT(layer, hs_compressor_layer, NULL, 0, &layer);
+  REFUSED(hs_compressor_layer, compressor, 0, NULL);
+  REFUSED(hs_compressor_find, compressor, NULL, &index);
+  REFUSED(hs_compressor_find, NULL, "a", &index);
+  REFUSED(hs_compressor_units, NULL, 0, 0.5, units);
+  REFUSED(hs_compressor_units, compressor, 0, 0.5, NULL);
+  REFUSED(hs_compressor_select, NULL, 0.5, NULL, NULL, units, 16);
+  REFUSED(hs_compressor_select, compressor, 0.5, NULL, NULL, NULL, 16);
+  double ratio = 0.5;
+  double scores[16] = {0};
+  REFUSED(hs_compressor_select_greedy, compressor, 0.5, NULL, scores, 1, 0, units, 16);
+  REFUSED(hs_compressor_select_greedy, compressor, 0.5, &ratio, NULL, 1, 0, units, 16);
+  REFUSED(hs_compressor_select_greedy, compressor, 0.5, &ratio, scores, 1, 0, NULL, 16);
+  CHECK_OK(hs_compressor_layer_count(compressor, &count, &last_error));
+  CHECK(count >= 1 && count <= 16);
+  CHECK_OK(
+      hs_compressor_select_greedy(compressor, 0.5, &ratio, scores, 1, 0, units, 16, &last_error));
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT,
+               hs_compressor_select(compressor, 1.0, NULL, NULL, units, count - 1, &last_error));
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT,
+               hs_compressor_units(compressor, SIZE_MAX, 0.5, units, &last_error));
+  hs_compression_report *report = NULL;
+  hs_model *smaller = NULL;
+  REFUSED_OUT(smaller, hs_compressor_compress, compressor, NULL, count, NULL, NULL, &smaller,
+              &report);
+  REFUSED(hs_compressor_compress, compressor, units, count, NULL, NULL, NULL, &report);
+  CHECK_OK(hs_compressor_layer(compressor, 0, &layer, &last_error));
+  CHECK_OK(hs_compressor_find(compressor, layer.weight, &index, &last_error));
+  CHECK(index == 0 && layer.maximum_units >= 1 && layer.macs >= layer.parameters);
+  memset(units, 0, sizeof units);
+  CHECK_OK(hs_compressor_units(compressor, 0, 0.5, units, &last_error));
+  CHECK(units[0] >= 1);
+  CHECK_OK(
+      hs_compressor_compress(compressor, units, count, NULL, NULL, &smaller, &report, &last_error));
+  hs_compressed_layer total;
+  REFUSED_OUT(total, hs_compression_report_total, NULL, &total);
+  REFUSED(hs_compression_report_total, report, NULL);
+  REFUSED(hs_compression_report_count, report, NULL);
+  REFUSED_OUT(total, hs_compression_report_get, NULL, 0, &total);
+  CHECK_OK(hs_compression_report_total(report, &total, &last_error));
+  CHECK(total.macs_after < total.macs_before && total.name == NULL);
+  CHECK_OK(hs_compression_report_count(report, &count, &last_error));
+  CHECK_OK(hs_compression_report_get(report, 0, &total, &last_error));
+  CHECK(total.name != NULL && total.macs_before > 0);
+  hs_compression_report_free(report);
+  hs_model_free(smaller);
+  hs_compressor_free(compressor);
 }
 
 static void test_tensors(void) {
@@ -318,6 +390,7 @@ static void test_simulation(void) {
 }
 
 void test_nulls(void) {
+  test_compression();
   free_nothing();
   test_tensors();
   test_model();

@@ -57,10 +57,7 @@ extension RangeStatistics {
   func choose(_ fit: GridFit, _ scheme: RangeScheme) -> GridChoice {
     let low = Double(minimum)
     let high = Double(maximum)
-    // With many codes the noise is a smooth function of the range, and few candidates show its shape.
-    let hasFewCodes = fit.maximumCode - fit.minimumCode < 64
-    let search = RangeSearch(
-      fit: fit, minimum: low, maximum: high, thorough: hasFewCodes || scheme == .entropy)
+    let search = RangeSearch(fit: fit, minimum: low, maximum: high)
     switch scheme {
     case .minMax:
       return fit.covering(minimum: low, maximum: high)

@@ -35,6 +35,7 @@ static PyMethodDef core_methods[] = {
     {"model_open", core_model_open, METH_VARARGS, NULL},
     {"model_open_memory", core_model_open_memory, METH_VARARGS, NULL},
     {"simulation_create", core_simulation_create, METH_VARARGS, NULL},
+    {"compressor_create", core_compressor_create, METH_VARARGS, NULL},
     {"fake_quantize", core_fake_quantize, METH_VARARGS, NULL},
     {"fake_quantize_backward", core_fake_quantize_backward, METH_VARARGS, NULL},
     {"encoding_from_range", core_encoding_from_range, METH_VARARGS, NULL},
@@ -61,7 +62,10 @@ static int core_exec(PyObject *module) {
   state->tensor_type = add_type(module, &tensor_spec);
   state->model_type = add_type(module, &model_spec);
   state->simulation_type = add_type(module, &simulation_spec);
-  return state->tensor_type && state->model_type && state->simulation_type ? 0 : -1;
+  state->compressor_type = add_type(module, &compressor_spec);
+  return state->tensor_type && state->model_type && state->simulation_type && state->compressor_type
+             ? 0
+             : -1;
 }
 
 static int core_traverse(PyObject *module, visitproc visit, void *arg) {
@@ -69,6 +73,7 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg) {
   Py_VISIT(state->tensor_type);
   Py_VISIT(state->model_type);
   Py_VISIT(state->simulation_type);
+  Py_VISIT(state->compressor_type);
   Py_VISIT(state->make_error);
   return 0;
 }
@@ -78,6 +83,7 @@ static int core_clear(PyObject *module) {
   Py_CLEAR(state->tensor_type);
   Py_CLEAR(state->model_type);
   Py_CLEAR(state->simulation_type);
+  Py_CLEAR(state->compressor_type);
   Py_CLEAR(state->make_error);
   return 0;
 }

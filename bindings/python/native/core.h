@@ -12,6 +12,7 @@ typedef struct core_state {
   PyTypeObject *tensor_type;
   PyTypeObject *model_type;
   PyTypeObject *simulation_type;
+  PyTypeObject *compressor_type;
   PyObject *make_error;  ///< halfstep.errors.from_status(status, name, message)
 } core_state;
 
@@ -149,6 +150,7 @@ PyObject *model_wrap(core_state *state, hs_model *model);
 PyObject *core_model_open(PyObject *module, PyObject *args);
 PyObject *core_model_open_memory(PyObject *module, PyObject *args);
 PyObject *core_simulation_create(PyObject *module, PyObject *args);
+PyObject *core_compressor_create(PyObject *module, PyObject *args);
 PyObject *core_fake_quantize(PyObject *module, PyObject *args);
 PyObject *core_fake_quantize_backward(PyObject *module, PyObject *args);
 PyObject *core_encoding_from_range(PyObject *module, PyObject *args);
@@ -160,6 +162,7 @@ hs_model *model_borrow(core_state *state, PyObject *object, handle_lock **out_lo
 extern PyType_Spec tensor_spec;
 extern PyType_Spec model_spec;
 extern PyType_Spec simulation_spec;
+extern PyType_Spec compressor_spec;
 
 /// Frees the memory of an object of a heap type and lets go of the type.
 static inline void free_object(PyObject *self) {

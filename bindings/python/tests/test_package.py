@@ -12,7 +12,13 @@ from support.environment import REPOSITORY
 
 import halfstep
 
-MODULES = ("halfstep", "halfstep.errors", "halfstep.model", "halfstep.simulation")
+MODULES = (
+    "halfstep",
+    "halfstep.compression",
+    "halfstep.errors",
+    "halfstep.model",
+    "halfstep.simulation",
+)
 
 
 @pytest.mark.parametrize("name", MODULES)

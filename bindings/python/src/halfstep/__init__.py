@@ -23,6 +23,13 @@ from . import errors as errors
 from ._core import set_thread_count as _set_thread_count
 from ._core import thread_count as _thread_count
 from ._core import version as _version
+from .compression import (
+    CompressedLayer,
+    CompressibleLayer,
+    CompressionStats,
+    LayerCost,
+    ModelCompressor,
+)
 from .errors import (
     CancelledError,
     EmptyStatisticsError,
@@ -57,6 +64,9 @@ __version__: str = _version()
 
 __all__ = [
     "CancelledError",
+    "CompressedLayer",
+    "CompressibleLayer",
+    "CompressionStats",
     "EmptyStatisticsError",
     "Encoding",
     "EncodingMismatchError",
@@ -71,9 +81,11 @@ __all__ = [
     "InvalidGraphError",
     "InvalidStateError",
     "Layer",
+    "LayerCost",
     "LoadReport",
     "MalformedFileError",
     "Model",
+    "ModelCompressor",
     "NonFiniteValueError",
     "NumericFailureError",
     "OutOfMemoryError",

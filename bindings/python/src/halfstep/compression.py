@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+# The ModelCompressor class: smaller networks by SVD.
+"""Compression: weight SVD, spatial SVD, and the choice of ratios."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from . import _core
+from ._progress import Progress, Reporter
+from .model import Model
+
+_SCHEMES = {"weight_svd": 0, "spatial_svd": 1}
+_METRICS = {"mac": 0, "memory": 1}
+
+
+class LayerCost(NamedTuple):
+    """What a convolution or matrix product costs for one sample."""
+
+    #: Node name, or operator and first output if the node has no name.
+    name: str
+    #: Operator, such as ``"Conv"``.
+    op_type: str
+    #: Name of the weight.
+    weight: str
+    #: Multiply-accumulates.
+    macs: int
+    #: Elements of the weight; biases are not counted.
+    parameters: int
+
+
+class CompressibleLayer(NamedTuple):
+    """A layer that can be split."""
+
+    #: Node name, or operator and first output if the node has no name.
+    name: str
+    #: Operator, such as ``"Conv"``.
+    op_type: str
+    #: Name of the weight.
+    weight: str
+    #: Multiply-accumulates.
+    macs: int
+    #: Elements of the weight.
+    parameters: int
+    #: Largest rank.
+    maximum_rank: int
+
+
+class CompressedLayer(NamedTuple):
+    """What happened to a layer."""
+
+    #: Node name before compression.
+    name: str
+    #: Operator, such as ``"Conv"``.
+    op_type: str
+    #: Rank; None if the layer stayed as it was.
+    rank: int | None
+    #: Largest rank; 0 if the layer cannot be split.
+    maximum_rank: int
+    #: Multiply-accumulates before and after (of both layers if it was split).
+    macs: tuple[int, int]
+    #: Elements of weights before and after.
+    parameters: tuple[int, int]
+
+
+class CompressionStats(NamedTuple):
+    """What compression did; ``str`` gives a table."""
+
+    #: Every layer, in the order in which they ran before.
+    layers: tuple[CompressedLayer, ...]
+    #: Multiply-accumulates before and after.
+    macs: tuple[int, int]
+    #: Elements of weights before and after.
+    parameters: tuple[int, int]
+    #: Layers that cannot be split, and why.
+    refusals: dict[str, str]
+
+    @property
+    def mac_ratio(self) -> float:
+        """Multiply-accumulates after over before."""
+        return self.macs[1] / self.macs[0] if self.macs[0] else 1.0
+
+    @property
+    def memory_ratio(self) -> float:
+        """Weights after over before."""
+        return self.parameters[1] / self.parameters[0] if self.parameters[0] else 1.0
+
+    def __str__(self) -> str:
+        lines = [f"macs {self.mac_ratio:.6f}, memory {self.memory_ratio:.6f} of before"]
+        width = max((len(layer.name) for layer in self.layers), default=0)
+        for layer in self.layers:
+            rank = "-" if layer.rank is None else f"{layer.rank}/{layer.maximum_rank}"
+            ratio = layer.macs[1] / layer.macs[0] if layer.macs[0] else 1.0
+            lines.append(f"{layer.name:{width}}  rank {rank:>9}  macs {ratio:.4f}")
+        return "\n".join(lines)
+
+
+class ModelCompressor:
+    """Compresses a network, as often as wanted; the model it was made of stays as it is.
+
+    Parameters
+    ----------
+    model : Model
+        A trained network.
+    scheme : {"spatial_svd", "weight_svd"}
+        A vertical and a horizontal kernel instead of each kernel, or a 1×1 layer to fewer channels
+        before each layer (and two products instead of one).
+    cost_metric : {"mac", "memory"}
+        What ratios speak of: compressed cost over original cost.
+    multiplicity : int
+        Ranks are rounded up to multiples of this.
+    layers_to_ignore : iterable of str
+        Layers that stay as they are, by node name, weight, or weight without ``.weight``.
+    input_shapes : mapping of str to tuple of int
+        Shapes of inputs whose extents are open; an open first extent counts as 1.
+
+    Raises
+    ------
+    InvalidArgumentError, UnknownNameError, UnsupportedOperatorError
+
+    References
+    ----------
+    Jaderberg et al., "Speeding up Convolutional Neural Networks with Low Rank Expansions", 2014.
+    arXiv:1405.3866
+
+    Examples
+    --------
+    >>> import halfstep
+    >>> model = halfstep.Model.load("net.onnx")
+    >>> compressor = halfstep.ModelCompressor(model, scheme="weight_svd")
+    >>> smaller, stats = compressor.compress({"conv2": 0.5})
+    >>> stats.mac_ratio < 1
+    True
+    """
+
+    __slots__ = ("_handle", "layers")
+
+    def __init__(
+        self,
+        model: Model,
+        scheme: Literal["spatial_svd", "weight_svd"] = "spatial_svd",
+        *,
+        cost_metric: Literal["mac", "memory"] = "mac",
+        multiplicity: int = 1,
+        layers_to_ignore: Iterable[str] = (),
+        input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
+        from .errors import InvalidArgumentError
+
+        if scheme not in _SCHEMES:
+            raise InvalidArgumentError(f"scheme: expected one of {list(_SCHEMES)}, got {scheme!r}")
+        if cost_metric not in _METRICS:
+            raise InvalidArgumentError(
+                f"cost_metric: expected one of {list(_METRICS)}, got {cost_metric!r}"
+            )
+        if multiplicity < 1:
+            raise InvalidArgumentError(f"multiplicity: expected 1 or more, got {multiplicity}")
+        shapes = {} if input_shapes is None else dict(input_shapes)
+        self._handle = _core.compressor_create(
+            model._handle,
+            _SCHEMES[scheme],
+            _METRICS[cost_metric],
+            multiplicity,
+            tuple(layers_to_ignore),
+            tuple(shapes),
+            tuple(tuple(int(extent) for extent in shape) for shape in shapes.values()),
+        )
+        #: Layers that can be split, in the order in which they run.
+        self.layers = tuple(CompressibleLayer(*layer) for layer in self._handle.layers())
+
+    @property
+    def costs(self) -> tuple[LayerCost, ...]:
+        """Costs of every convolution and matrix product, in the order in which they run."""
+        return tuple(LayerCost(*cost) for cost in self._handle.costs())
+
+    @property
+    def refusals(self) -> dict[str, str]:
+        """Layers that cannot be split, and why."""
+        return dict(self._handle.refusals())
+
+    def _units(self, ratios: Mapping[str, float] | float) -> list[int]:
+        if not isinstance(ratios, Mapping):
+            return [self._handle.units(i, ratios) for i in range(len(self.layers))]
+        units = [0] * len(self.layers)
+        for name, ratio in ratios.items():
+            index = self._handle.find(name)
+            units[index] = self._handle.units(index, ratio)
+        return units
+
+    def _named(self, units: list[int]) -> dict[str, int]:
+        return {layer.weight: rank for layer, rank in zip(self.layers, units, strict=True) if rank}
+
+    def compress(
+        self,
+        ratios: Mapping[str, float] | float | None = None,
+        *,
+        ranks: Mapping[str, int] | None = None,
+        progress: bool | Progress = False,
+    ) -> tuple[Model, CompressionStats]:
+        """Compress.
+
+        Parameters
+        ----------
+        ratios : mapping of str to float, or float
+            Cost wanted over original cost of each layer, or of all layers; 1 and more leave a
+            layer as it is.
+        ranks : mapping of str to int
+            Ranks of layers instead of ratios, as from `select`.
+        progress : bool or callable
+            Whether to show a bar, or a callback that cancels by returning False.
+
+        Returns
+        -------
+        (Model, CompressionStats)
+
+        Raises
+        ------
+        InvalidArgumentError, UnknownNameError, UnsupportedOperatorError, NonFiniteValueError,
+        CancelledError
+        """
+        from .errors import InvalidArgumentError
+
+        units = [0] * len(self.layers) if ratios is None else self._units(ratios)
+        for name, rank in (ranks or {}).items():
+            if rank < 1:
+                raise InvalidArgumentError(f"rank of '{name}': expected 1 or more, got {rank}")
+            units[self._handle.find(name)] = rank
+        with Reporter(progress, "compressing", "‰") as report:
+            handle, total, layers = self._handle.compress(tuple(units), report)
+        stats = CompressionStats(
+            tuple(
+                CompressedLayer(name, op, rank or None, maximum, (a, b), (c, d))
+                for name, op, rank, maximum, a, b, c, d in layers
+            ),
+            (total[4], total[5]),
+            (total[6], total[7]),
+            self.refusals,
+        )
+        return Model._wrap(handle), stats
+
+    def select(self, target: float, *, progress: bool | Progress = False) -> dict[str, int]:
+        """Choose ranks without evaluating the network.
+
+        The sum of the layers' relative errors is least among all choices within the target.
+
+        Parameters
+        ----------
+        target : float
+            Cost wanted over original cost, in (0, 1].
+        progress : bool or callable
+            Whether to show a bar, or a callback that cancels by returning False.
+
+        Returns
+        -------
+        dict of str to int
+            Ranks by weight, of the layers to split.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the target is out of range or cannot be reached.
+        NonFiniteValueError, CancelledError
+        """
+        with Reporter(progress, "choosing ranks", "‰") as report:
+            return self._named(self._handle.select(target, report))
+
+    def evaluate(
+        self,
+        eval_callback: Callable[[Model], float],
+        *,
+        num_candidates: int = 10,
+        pool: Any = None,
+        path: str | os.PathLike[str] | None = None,
+    ) -> dict[str, dict[float, float]]:
+        """Score the network at every ratio of every layer, one layer at a time.
+
+        Parameters
+        ----------
+        eval_callback : callable
+            Gets a compressed model and returns its score; higher is better.
+        num_candidates : int
+            Ratios are ``1 / num_candidates`` to ``(num_candidates - 1) / num_candidates``.
+        pool : concurrent.futures.Executor, optional
+            Evaluates in parallel; a process pool needs a callback that can be pickled.
+        path : path, optional
+            JSON file that gets the scores as they come; those it has already are not made again.
+
+        Returns
+        -------
+        dict
+            ``{weight: {ratio: score}}``, for `select_greedy`.
+        """
+        scores = load_scores(path) if path is not None and os.path.exists(path) else {}
+        ratios = [step / num_candidates for step in range(1, num_candidates)]
+        for layer in self.layers:
+            known = scores.setdefault(layer.weight, {})
+            missing = [ratio for ratio in ratios if ratio not in known]
+            models = (self.compress({layer.weight: ratio})[0] for ratio in missing)
+            run = map if pool is None else pool.map
+            for ratio, score in zip(missing, run(eval_callback, models), strict=True):
+                known[ratio] = float(score)
+            if path is not None and missing:
+                save_scores(scores, path)
+        return {
+            layer.weight: {ratio: scores[layer.weight][ratio] for ratio in ratios}
+            for layer in self.layers
+        }
+
+    def select_greedy(
+        self,
+        target: float,
+        scores: Mapping[str, Mapping[float, float]],
+        *,
+        use_monotonic_fit: bool = False,
+    ) -> dict[str, int]:
+        """Choose ranks from scores of networks in which one layer is compressed, as AIMET does.
+
+        Parameters
+        ----------
+        target : float
+            Cost wanted over original cost, in (0, 1]; met within 0.001 where scores allow it.
+        scores : mapping
+            From `evaluate`: the same ratios for every layer.
+        use_monotonic_fit : bool
+            Whether a rising polynomial of degree 7 replaces each layer's scores first.
+
+        Returns
+        -------
+        dict of str to int
+            Ranks by weight, of the layers to split.
+
+        Raises
+        ------
+        InvalidArgumentError
+        """
+        from array import array
+
+        from .errors import InvalidArgumentError
+
+        ratios: list[float] | None = None
+        flat = array("d")
+        for layer in self.layers:
+            curve = scores.get(layer.weight, scores.get(layer.name))
+            if curve is None:
+                raise InvalidArgumentError(f"scores: layer '{layer.name}' is missing")
+            own = sorted(float(ratio) for ratio in curve)
+            if ratios is None:
+                ratios = own
+            if own != ratios:
+                raise InvalidArgumentError(f"scores: layer '{layer.name}' has ratios of its own")
+            byratio = {float(ratio): float(score) for ratio, score in curve.items()}
+            flat.extend(byratio[ratio] for ratio in ratios)
+        return self._named(
+            self._handle.select_greedy(target, array("d", ratios or [0.5]), flat, use_monotonic_fit)
+        )
+
+
+def save_scores(scores: Mapping[str, Mapping[float, float]], path: str | os.PathLike[str]) -> None:
+    """Write scores as JSON; the file appears whole or not at all."""
+    temporary = f"{os.fspath(path)}.part"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump({name: {repr(k): v for k, v in c.items()} for name, c in scores.items()}, file)
+    os.replace(temporary, path)
+
+
+def load_scores(path: str | os.PathLike[str]) -> dict[str, dict[float, float]]:
+    """Read scores that `save_scores` wrote."""
+    with open(path, encoding="utf-8") as file:
+        return {n: {float(k): v for k, v in c.items()} for n, c in json.load(file).items()}
