@@ -737,6 +737,19 @@ void hs_simulation_free(hs_simulation *simulation);
 hs_status hs_simulation_observe(hs_simulation *simulation, const char *const *names,
                                 const hs_tensor_view *values, size_t count, hs_error *error);
 
+/// Remembers the values of one tensor of a run that was made elsewhere, such as in PyTorch.
+///
+/// Values of a tensor whose quantizer is off are let go.
+/// @param[in,out] simulation its statistics are unchanged if the call fails
+/// @param[in] tensor a computed tensor, or an input, that has a quantizer
+/// @param[in] value what it held before quantization: float32, any shape; read during the call only
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_UNKNOWN_NAME, HS_ERR_INVALID_ARGUMENT for a constant,
+///   HS_ERR_TYPE_MISMATCH, HS_ERR_NON_FINITE_VALUE
+/// @since 0.1
+hs_status hs_simulation_observe_value(hs_simulation *simulation, const char *tensor,
+                                      const hs_tensor_view *value, hs_error *error);
+
 /// Forgets what was observed; encodings stay.
 /// @since 0.1
 hs_status hs_simulation_reset_statistics(hs_simulation *simulation, hs_error *error);
@@ -872,6 +885,20 @@ hs_status hs_simulation_quantizer(hs_simulation *simulation, size_t index,
 /// @since 0.1
 hs_status hs_simulation_encoding(hs_simulation *simulation, const char *tensor,
                                  hs_encoding *out_encoding, hs_error *error);
+
+/// The grid that a constant would get if it held other values, such as after a training step.
+/// @param[in] simulation nothing of it changes
+/// @param[in] tensor a constant that has a quantizer
+/// @param[in] value float32, of the constant's shape; read during the call only
+/// @param[out] out_encoding lent until the next call of this function, or until the simulation is
+///   changed or freed
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_UNKNOWN_NAME, HS_ERR_INVALID_ARGUMENT for a computed tensor,
+///   HS_ERR_SHAPE_MISMATCH, HS_ERR_TYPE_MISMATCH, HS_ERR_NON_FINITE_VALUE
+/// @since 0.1
+hs_status hs_simulation_parameter_encoding(hs_simulation *simulation, const char *tensor,
+                                           const hs_tensor_view *value, hs_encoding *out_encoding,
+                                           hs_error *error);
 
 /// Turns a quantizer on or off; one that comes on keeps its grid, if it has one.
 /// @param[in,out] simulation the simulation

@@ -487,6 +487,12 @@ class Simulation {
                  raw.names.size());
   }
 
+  /// Remembers what a computed tensor held in a run that was made elsewhere.
+  void observe(const std::string &tensor, const TensorView &value) {
+    hs_tensor_view view = value.raw();
+    detail::call(hs_simulation_observe_value, handle_.get(), tensor.c_str(), &view);
+  }
+
   void reset_statistics() { detail::call(hs_simulation_reset_statistics, handle_.get()); }
   void compute_encodings() { detail::call(hs_simulation_compute_encodings, handle_.get()); }
 

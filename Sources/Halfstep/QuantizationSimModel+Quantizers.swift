@@ -50,6 +50,19 @@ extension QuantizationSimModel {
     return Quantizer(tensor, quantizer)
   }
 
+  /// The grid that a parameter would get if it held other values; nothing changes.
+  ///
+  /// - Parameters:
+  ///   - values: Of the parameter's shape, float32.
+  ///   - tensor: A parameter that has a quantizer.
+  /// - Throws: `HalfstepError.unknownName` if the tensor has no quantizer; `.invalidArgument` if it is
+  ///   no parameter; `.shapeMismatch`; `.typeMismatch` unless float32; `.nonFiniteValue`.
+  public func parameterEncoding(
+    for values: Tensor, of tensor: String
+  ) throws(HalfstepError) -> Encoding {
+    try simulation.parameterEncoding(for: values, of: tensor)
+  }
+
   /// The grid of a tensor.
   ///
   /// - Parameter tensor: A tensor that has a quantizer.

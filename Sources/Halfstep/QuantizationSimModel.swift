@@ -134,6 +134,20 @@ public final class QuantizationSimModel {
     try simulation.observe(inputs)
   }
 
+  /// Remembers the values of one tensor of a run that was made elsewhere, such as in PyTorch.
+  ///
+  /// Values of a tensor whose quantizer is off are let go.
+  ///
+  /// - Parameters:
+  ///   - values: What the tensor held, before quantization; float32, any shape.
+  ///   - tensor: A computed tensor that has a quantizer.
+  /// - Throws: `HalfstepError.unknownName` if the tensor has no quantizer; `.invalidArgument` if it is
+  ///   a constant; `.typeMismatch` unless float32; `.nonFiniteValue`. The statistics are then
+  ///   unchanged.
+  public func observe(_ values: Tensor, of tensor: String) throws(HalfstepError) {
+    try simulation.observe(values, of: tensor)
+  }
+
   /// Chooses the grids of computed tensors from what was observed.
   ///
   /// - Throws: `HalfstepError.emptyStatistics` if nothing was; encodings are then unchanged.

@@ -37,6 +37,23 @@ public func hs_simulation_encoding(
   }
 }
 
+@_cdecl("hs_simulation_parameter_encoding") @implementation
+public func hs_simulation_parameter_encoding(
+  _ simulation: OpaquePointer?, _ tensor: UnsafePointer<CChar>?,
+  _ value: UnsafePointer<hs_tensor_view>?, _ outEncoding: UnsafeMutablePointer<hs_encoding>?,
+  _ error: UnsafeMutablePointer<hs_error>?
+) -> hs_status {
+  outEncoding?.pointee = hs_encoding()
+  return report(to: error) { () throws(HalfstepError) in
+    let handle = try object(simulation, "simulation", as: SimulationHandle.self)
+    let tensor = try text(tensor, "tensor")
+    let view = try required(value, "value").pointee
+    let out = try required(outEncoding, "out_encoding")
+    out.pointee = try handle.parameterEncoding(
+      for: try Tensor(viewing: view, tensor), of: tensor)
+  }
+}
+
 // MARK: - Control
 
 /// Runs a change of one tensor's quantizer.

@@ -10,6 +10,7 @@ final class SimulationHandle: LendsBytes {
   var pending: PendingBytes = PendingBytes()
   private var lentQuantizers: LentList<hs_quantizer>?
   private var lentEncodings: [String: LentList<hs_encoding>] = [:]
+  private var lentProposal: LentList<hs_encoding>?
 
   init(_ simulation: QuantizationSimModel) { self.simulation = simulation }
 
@@ -18,6 +19,16 @@ final class SimulationHandle: LendsBytes {
     pending.clear()
     lentQuantizers = nil
     lentEncodings = [:]
+    lentProposal = nil
+  }
+
+  func parameterEncoding(
+    for values: Tensor, of tensor: String
+  ) throws(HalfstepError) -> hs_encoding {
+    let list = LentList(
+      [try simulation.parameterEncoding(for: values, of: tensor)], hs_encoding.init)
+    lentProposal = list
+    return list.items[0]
   }
 
   var quantizers: [hs_quantizer] {
@@ -105,6 +116,20 @@ public func hs_simulation_observe(
     let inputs = try HalfstepC.inputs(names, values, count)
     handle.pending.clear()
     try handle.simulation.observe(inputs)
+  }
+}
+
+@_cdecl("hs_simulation_observe_value") @implementation
+public func hs_simulation_observe_value(
+  _ simulation: OpaquePointer?, _ tensor: UnsafePointer<CChar>?,
+  _ value: UnsafePointer<hs_tensor_view>?, _ error: UnsafeMutablePointer<hs_error>?
+) -> hs_status {
+  report(to: error) { () throws(HalfstepError) in
+    let handle = try object(simulation, "simulation", as: SimulationHandle.self)
+    let tensor = try text(tensor, "tensor")
+    let view = try required(value, "value").pointee
+    handle.pending.clear()
+    try handle.simulation.observe(try Tensor(viewing: view, tensor), of: tensor)
   }
 }
 

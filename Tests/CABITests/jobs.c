@@ -331,6 +331,34 @@ static void test_simulation(void) {
   free(statistics);
   hs_simulation_free(half);
 
+  // The values of a tensor may come from elsewhere.
+  const float span[2] = {-1, 3};
+  const int64_t two[1] = {2};
+  hs_tensor_view value = {.data = span, .shape = two, .dtype = HS_DATA_TYPE_FLOAT32, .rank = 1};
+  hs_simulation *told = open_simulation();
+  CHECK_OK(hs_simulation_reset_statistics(told, &last_error));
+  size_t quantizers = 0;
+  CHECK_OK(hs_simulation_quantizer_count(told, &quantizers, &last_error));
+  for (size_t i = 0; i < quantizers; i++) {
+    hs_quantizer one;
+    CHECK_OK(hs_simulation_quantizer(told, i, &one, &last_error));
+    CHECK_STATUS(one.role ? HS_ERR_INVALID_ARGUMENT : HS_OK,
+                 hs_simulation_observe_value(told, one.tensor, &value, &last_error));
+  }
+  CHECK_OK(hs_simulation_compute_encodings(told, &last_error));
+  hs_encoding told_grid;
+  CHECK_OK(hs_simulation_encoding(told, "input", &told_grid, &last_error));
+  CHECK(told_grid.scales[0] == 4.0f / 255 && told_grid.zero_points[0] == 64);
+  CHECK_STATUS(HS_ERR_UNKNOWN_NAME, hs_simulation_observe_value(told, "no", &value, &last_error));
+  const float poison[2] = {0, NAN};
+  value.data = poison;
+  CHECK_STATUS(HS_ERR_NON_FINITE_VALUE,
+               hs_simulation_observe_value(told, "input", &value, &last_error));
+  value.dtype = HS_DATA_TYPE_INT32;
+  CHECK_STATUS(HS_ERR_TYPE_MISMATCH,
+               hs_simulation_observe_value(told, "input", &value, &last_error));
+  hs_simulation_free(told);
+
   // Runs round to grids: the output has few values.
   hs_tensors *outputs = NULL;
   hs_tensor_view output;
@@ -372,6 +400,23 @@ static void test_control(void) {
                hs_simulation_set_precision(simulation, "depthwise.weight", 0, 2, &last_error));
   CHECK_STATUS(HS_ERR_UNKNOWN_NAME,
                hs_simulation_set_precision(simulation, "no", 4, -1, &last_error));
+
+  // Other values of a constant: 8 channels of 9 values with 7 steps of 0.5 on either side.
+  float weights[72];
+  for (int i = 0; i < 72; i++) weights[i] = i % 2 ? 3.5f : -1;
+  const int64_t weight_shape[4] = {8, 1, 3, 3};
+  hs_tensor_view values = {.data = weights, .shape = weight_shape, .dtype = 1, .rank = 4};
+  CHECK_OK(hs_simulation_parameter_encoding(simulation, "depthwise.weight", &values, &encoding,
+                                            &last_error));
+  CHECK(encoding.bits == 4 && encoding.count == 8 && encoding.scales[7] == 0.5f);
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_simulation_parameter_encoding(
+                                            simulation, "input", &values, &encoding, &last_error));
+  CHECK_STATUS(HS_ERR_UNKNOWN_NAME,
+               hs_simulation_parameter_encoding(simulation, "no", &values, &encoding, &last_error));
+  values.rank = 1;
+  CHECK_STATUS(HS_ERR_SHAPE_MISMATCH,
+               hs_simulation_parameter_encoding(simulation, "depthwise.weight", &values, &encoding,
+                                                &last_error));
 
   // A tensor's own encoding, given back, changes nothing.
   CHECK_OK(hs_simulation_encoding(simulation, "input", &encoding, &last_error));

@@ -184,6 +184,9 @@ static void test_simulation(void) {
   REFUSED(hs_simulation_observe, NULL, &name, &view, 1);
   REFUSED(hs_simulation_observe, simulation, NULL, &view, 1);
   REFUSED(hs_simulation_observe, simulation, &name, NULL, 1);
+  REFUSED(hs_simulation_observe_value, NULL, "input", &view);
+  REFUSED(hs_simulation_observe_value, simulation, NULL, &view);
+  REFUSED(hs_simulation_observe_value, simulation, "input", NULL);
   CHECK(hs_simulation_reset_statistics(NULL, &last_error) == HS_ERR_INVALID_ARGUMENT);
   CHECK(hs_simulation_reset_statistics(NULL, NULL) == HS_ERR_INVALID_ARGUMENT);
   CHECK(hs_simulation_compute_encodings(NULL, &last_error) == HS_ERR_INVALID_ARGUMENT);
@@ -217,6 +220,12 @@ static void test_simulation(void) {
   REFUSED_OUT(encoding, hs_simulation_encoding, NULL, "input", &encoding);
   REFUSED_OUT(encoding, hs_simulation_encoding, simulation, NULL, &encoding);
   REFUSED(hs_simulation_encoding, simulation, "input", NULL);
+  REFUSED_OUT(encoding, hs_simulation_parameter_encoding, NULL, "depthwise.weight", &view,
+              &encoding);
+  REFUSED_OUT(encoding, hs_simulation_parameter_encoding, simulation, NULL, &view, &encoding);
+  REFUSED_OUT(encoding, hs_simulation_parameter_encoding, simulation, "depthwise.weight", NULL,
+              &encoding);
+  REFUSED(hs_simulation_parameter_encoding, simulation, "depthwise.weight", &view, NULL);
   CHECK_STATUS(HS_ERR_INVALID_ARGUMENT,
                hs_simulation_quantizer(simulation, 9999, &quantizer, &last_error));
   CHECK_STATUS(HS_ERR_UNKNOWN_NAME,

@@ -77,6 +77,34 @@ extension QuantizationSimulation {
     }
   }
 
+  /// The grid that a parameter would get if it held other values; nothing changes.
+  ///
+  /// - Parameters:
+  ///   - values: Of the parameter's shape, float32.
+  ///   - tensor: A parameter that has a quantizer.
+  /// - Throws: `HalfstepError.unknownName` if the tensor has no quantizer; `.invalidArgument` if it is
+  ///   no parameter; `.shapeMismatch`; `.typeMismatch` unless float32; `.nonFiniteValue`.
+  package func parameterEncoding(
+    for values: Tensor, of tensor: String
+  ) throws(HalfstepError) -> Encoding {
+    guard let quantizer = quantizers[tensor] else {
+      throw HalfstepError(.unknownName, "tensor '\(tensor)' has no quantizer")
+    }
+    guard quantizer.site.role == .parameter, let constant = constants[tensor] else {
+      throw HalfstepError(.invalidArgument, "tensor '\(tensor)' is no parameter")
+    }
+    guard constant.shape == values.shape else {
+      throw HalfstepError(
+        .shapeMismatch, "'\(tensor)': expected shape \(constant.shape), got \(values.shape)")
+    }
+    do {
+      return try Encoding.make(
+        for: values, spec: quantizer.site.spec, scheme: options.scheme)
+    } catch {
+      throw HalfstepError(error.code, "'\(tensor)': \(error.message)", node: error.node)
+    }
+  }
+
   /// Sets the grid of a parameter and rounds it, if it is enabled.
   func adopt(_ encoding: Encoding?, forParameter tensor: String) throws(HalfstepError) {
     if let encoding, let value = constants[tensor], quantizers[tensor]?.isEnabled ?? false {

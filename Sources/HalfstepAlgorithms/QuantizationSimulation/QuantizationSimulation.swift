@@ -127,6 +127,39 @@ package final class QuantizationSimulation {
     observer.end()
   }
 
+  /// Remembers the values of one tensor of a run that was made elsewhere, such as in PyTorch.
+  ///
+  /// Values of a tensor whose quantizer is off are let go.
+  ///
+  /// - Parameters:
+  ///   - values: What the tensor held, before quantization; float32, any shape.
+  ///   - tensor: A computed tensor that has a quantizer.
+  /// - Throws: `HalfstepError.unknownName` if the tensor has no quantizer; `.invalidArgument` if it is
+  ///   a constant; `.typeMismatch` unless float32; `.nonFiniteValue`. Nothing changes then.
+  package func observe(_ values: Tensor, of tensor: String) throws(HalfstepError) {
+    guard let quantizer = quantizers[tensor] else {
+      throw HalfstepError(.unknownName, "tensor '\(tensor)' has no quantizer")
+    }
+    guard let before = statistics[tensor] else {
+      throw HalfstepError(
+        .invalidArgument, "tensor '\(tensor)' is a constant; its values are known")
+    }
+    guard values.dataType == .float32 else {
+      throw HalfstepError(
+        .typeMismatch, "tensor '\(tensor)': expected float32 values, got \(values.dataType)")
+    }
+    guard quantizer.isEnabled else { return }
+    var seen = RangeStatistics(keepsHistogram: options.scheme.needsHistogram)
+    try values.withFloats { (values) throws(HalfstepError) in seen.observe(values) }
+    guard !seen.sawNonFinite else {
+      throw HalfstepError(
+        .nonFiniteValue, "calibration: tensor '\(tensor)' holds a NaN or an infinity")
+    }
+    var merged = before
+    try merged.merge(seen)
+    statistics[tensor] = merged
+  }
+
   /// Values that statistics may count.
   private static let countLimit: UInt64 = 1 << 62
 

@@ -26,6 +26,37 @@ import Testing
     #expect(output.scales == [Float(8.0 / 255)] && output.zeroPoints == [64])
   }
 
+  @Test func valuesMayComeFromElsewhere() throws {
+    let simulation = try simulate(["y = Add(x, x)"], input: [4])
+    let twin = try simulate(["y = Add(x, x)"], input: [4])
+    try twin.observe(["x": Tensor([-1, 0, 0.5, 3], shape: [4])])
+    try simulation.observe(Tensor([-1, 0, 0.5, 3], shape: [4]), of: "x")
+    try simulation.observe(Tensor([-2, 0, 1, 6], shape: [2, 2]), of: "y")
+    #expect(try simulation.serializedStatistics() == twin.serializedStatistics())
+    expectError(.unknownName, "'z'") { try simulation.observe(Tensor([1], shape: [1]), of: "z") }
+    expectError(.nonFiniteValue, "'x'") {
+      try simulation.observe(Tensor([.nan], shape: [1]), of: "x")
+    }
+    #expect(try simulation.serializedStatistics() == twin.serializedStatistics())
+  }
+
+  @Test func parameterEncodingFollowsOtherValues() throws {
+    let simulation = try simulate(net)
+    let weight = try #require(simulation.graph.initializers["v"])
+    let before = try #require(simulation.quantizers["v"]?.encoding)
+    #expect(try simulation.parameterEncoding(for: weight, of: "v") == before)
+    let doubled = try Tensor(weight.floats().map { 2 * $0 }, shape: [4, 4, 1, 1])
+    let after = try simulation.parameterEncoding(for: doubled, of: "v")
+    #expect(after.scales == before.scales.map { 2 * $0 })  // doubling is exact
+    #expect(simulation.quantizers["v"]?.encoding == before)
+    expectError(.invalidArgument, "'x'") {
+      _ = try simulation.parameterEncoding(for: weight, of: "x")
+    }
+    expectError(.shapeMismatch, "'v'") {
+      _ = try simulation.parameterEncoding(for: Tensor([1], shape: [1]), of: "v")
+    }
+  }
+
   @Test func rangesGrowOverBatches() throws {
     let simulation = try simulate(["y = Add(x, x)"], input: [2])
     for values in [[-1, 1], [0, 3], [-0.5, 2]] as [[Float]] {

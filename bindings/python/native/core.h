@@ -72,6 +72,17 @@ int inputs_acquire(core_state *state, PyObject *values, inputs *out);
 /// Ends the loan; safe on zeroed inputs.
 void inputs_release(inputs *inputs);
 
+/// An array borrowed from Python for the time of one call, and the name that goes with it.
+typedef struct named_value {
+  const char *name;
+  hs_tensor_view view;
+  Py_buffer buffer;  ///< To be released.
+} named_value;
+
+/// Borrows the arguments (name, buffer), which must outlive the call; -1 if it raised, and then
+/// nothing is held.
+int named_value_acquire(core_state *state, PyObject *args, named_value *out);
+
 /// UTF-8 names of a tuple of str, which must outlive them.
 typedef struct names {
   const char **texts;

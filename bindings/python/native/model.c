@@ -211,24 +211,58 @@ static PyObject *model_initializers(PyObject *object, PyObject *unused) {
 static PyObject *model_set_initializer(PyObject *object, PyObject *args) {
   model_object *self = (model_object *)object;
   core_state *state = state_of(object);
-  PyObject *name_object, *value;
-  if (!PyArg_ParseTuple(args, "OO:set_initializer", &name_object, &value)) return NULL;
-  const char *name = utf8_of(name_object, "name of a constant");
-  Py_buffer buffer;
-  if (!name || PyObject_GetBuffer(value, &buffer, PyBUF_RECORDS_RO) < 0) return NULL;
-  hs_tensor_view view;
-  if (view_from_buffer(state, name, &buffer, &view) < 0 || handle_enter(state, &self->lock) < 0) {
-    PyBuffer_Release(&buffer);
+  named_value named;
+  if (named_value_acquire(state, args, &named) < 0) return NULL;
+  if (handle_enter(state, &self->lock) < 0) {
+    PyBuffer_Release(&named.buffer);
     return NULL;
   }
   hs_error error;
   hs_status status;
   Py_BEGIN_ALLOW_THREADS
-  status = hs_model_set_initializer(self->model, name, &view, &error);
+  status = hs_model_set_initializer(self->model, named.name, &named.view, &error);
   Py_END_ALLOW_THREADS
   handle_leave(&self->lock);
-  PyBuffer_Release(&buffer);
+  PyBuffer_Release(&named.buffer);
   return none_or_error(state, status, &error);
+}
+
+/// Ends a loan of Python's memory; called from any thread, with or without the GIL.
+static void release_buffer(void *user_data) {
+  // A process that ends takes its memory with it.
+  if (!Py_IsInitialized()) return;
+  Py_buffer *buffer = user_data;
+  PyGILState_STATE gil = PyGILState_Ensure();
+  PyBuffer_Release(buffer);
+  PyMem_Free(buffer);
+  PyGILState_Release(gil);
+}
+
+static PyObject *model_set_initializer_borrowed(PyObject *object, PyObject *args) {
+  model_object *self = (model_object *)object;
+  core_state *state = state_of(object);
+  named_value named;
+  if (named_value_acquire(state, args, &named) < 0) return NULL;
+  Py_buffer *kept = PyMem_Calloc(1, sizeof *kept);
+  if (!kept) PyErr_NoMemory();
+  if (!kept || handle_enter(state, &self->lock) < 0) {
+    PyMem_Free(kept);
+    PyBuffer_Release(&named.buffer);
+    return NULL;
+  }
+  // Whoever lends gets the buffer back by this copy; the view's shape belongs to the exporter.
+  *kept = named.buffer;
+  hs_error error;
+  hs_status status;
+  Py_BEGIN_ALLOW_THREADS
+  status = hs_model_set_initializer_borrowed(self->model, named.name, &named.view, release_buffer,
+                                             kept, &error);
+  Py_END_ALLOW_THREADS
+  handle_leave(&self->lock);
+  if (status == HS_OK) Py_RETURN_NONE;
+  PyMem_Free(kept);
+  PyBuffer_Release(&named.buffer);
+  return raise_error(state, &error);
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -394,6 +428,7 @@ static PyMethodDef model_methods[] = {
     {"outputs", model_outputs, METH_NOARGS, NULL},
     {"initializers", model_initializers, METH_NOARGS, NULL},
     {"set_initializer", model_set_initializer, METH_VARARGS, NULL},
+    {"set_initializer_borrowed", model_set_initializer_borrowed, METH_VARARGS, NULL},
     {"run", model_run, METH_VARARGS, NULL},
     {"inspect", model_inspect, METH_NOARGS, NULL},
     {"fold_batch_norms", model_fold_batch_norms, METH_NOARGS, NULL},

@@ -29,6 +29,15 @@ PyObject *simulation_quantizers(PyObject *object, PyObject *unused) {
   return status == HS_OK ? result : raise_error(state, &error);
 }
 
+static PyObject *encoding_tuple(const hs_encoding *encoding) {
+  Py_ssize_t size = (Py_ssize_t)(encoding->count * 4);
+  return Py_BuildValue(
+      "y#y#iiiLiNNN", (const char *)encoding->scales, size, (const char *)encoding->zero_points,
+      size, (int)encoding->granularity, (int)encoding->axis, (int)encoding->block_axis,
+      (long long)encoding->block_size, (int)encoding->bits, PyBool_FromLong(encoding->is_signed),
+      PyBool_FromLong(encoding->is_symmetric), PyBool_FromLong(encoding->is_strict));
+}
+
 PyObject *simulation_encoding(PyObject *object, PyObject *name) {
   simulation_object *self = (simulation_object *)object;
   core_state *state = state_of(object);
@@ -36,17 +45,31 @@ PyObject *simulation_encoding(PyObject *object, PyObject *name) {
   if (!tensor || handle_enter(state, &self->lock) < 0) return NULL;
   hs_error error;
   hs_encoding encoding;
-  PyObject *result = NULL;
   hs_status status = hs_simulation_encoding(self->simulation, tensor, &encoding, &error);
-  if (status == HS_OK) {
-    Py_ssize_t size = (Py_ssize_t)(encoding.count * 4);
-    result = Py_BuildValue(
-        "y#y#iiiLiNNN", (const char *)encoding.scales, size, (const char *)encoding.zero_points,
-        size, (int)encoding.granularity, (int)encoding.axis, (int)encoding.block_axis,
-        (long long)encoding.block_size, (int)encoding.bits, PyBool_FromLong(encoding.is_signed),
-        PyBool_FromLong(encoding.is_symmetric), PyBool_FromLong(encoding.is_strict));
-  }
+  PyObject *result = status == HS_OK ? encoding_tuple(&encoding) : NULL;
   handle_leave(&self->lock);
+  return status == HS_OK ? result : raise_error(state, &error);
+}
+
+PyObject *simulation_parameter_encoding(PyObject *object, PyObject *args) {
+  simulation_object *self = (simulation_object *)object;
+  core_state *state = state_of(object);
+  named_value named;
+  if (named_value_acquire(state, args, &named) < 0) return NULL;
+  if (handle_enter(state, &self->lock) < 0) {
+    PyBuffer_Release(&named.buffer);
+    return NULL;
+  }
+  hs_error error;
+  hs_encoding encoding;
+  hs_status status;
+  Py_BEGIN_ALLOW_THREADS
+  status = hs_simulation_parameter_encoding(self->simulation, named.name, &named.view, &encoding,
+                                            &error);
+  Py_END_ALLOW_THREADS
+  PyObject *result = status == HS_OK ? encoding_tuple(&encoding) : NULL;
+  handle_leave(&self->lock);
+  PyBuffer_Release(&named.buffer);
   return status == HS_OK ? result : raise_error(state, &error);
 }
 

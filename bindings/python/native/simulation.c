@@ -77,6 +77,25 @@ static PyObject *simulation_observe(PyObject *object, PyObject *values) {
   return none_or_error(state, status, &error);
 }
 
+static PyObject *simulation_observe_value(PyObject *object, PyObject *args) {
+  simulation_object *self = (simulation_object *)object;
+  core_state *state = state_of(object);
+  named_value named;
+  if (named_value_acquire(state, args, &named) < 0) return NULL;
+  if (handle_enter(state, &self->lock) < 0) {
+    PyBuffer_Release(&named.buffer);
+    return NULL;
+  }
+  hs_error error;
+  hs_status status;
+  Py_BEGIN_ALLOW_THREADS
+  status = hs_simulation_observe_value(self->simulation, named.name, &named.view, &error);
+  Py_END_ALLOW_THREADS
+  handle_leave(&self->lock);
+  PyBuffer_Release(&named.buffer);
+  return none_or_error(state, status, &error);
+}
+
 static PyObject *simulation_reset_statistics(PyObject *object, PyObject *unused) {
   (void)unused;
   simulation_object *self = (simulation_object *)object;
@@ -315,6 +334,7 @@ static PyObject *simulation_load_encodings(PyObject *object, PyObject *args) {
 
 static PyMethodDef simulation_methods[] = {
     {"observe", simulation_observe, METH_O, NULL},
+    {"observe_value", simulation_observe_value, METH_VARARGS, NULL},
     {"reset_statistics", simulation_reset_statistics, METH_NOARGS, NULL},
     {"compute_encodings", simulation_compute_encodings, METH_NOARGS, NULL},
     {"calibrate", simulation_calibrate, METH_VARARGS, NULL},
@@ -323,6 +343,7 @@ static PyMethodDef simulation_methods[] = {
     {"run", simulation_run, METH_VARARGS, NULL},
     {"quantizers", simulation_quantizers, METH_NOARGS, NULL},
     {"encoding", simulation_encoding, METH_O, NULL},
+    {"parameter_encoding", simulation_parameter_encoding, METH_VARARGS, NULL},
     {"set_encoding", simulation_set_encoding, METH_VARARGS, NULL},
     {"set_enabled", simulation_set_enabled, METH_VARARGS, NULL},
     {"set_frozen", simulation_set_frozen, METH_VARARGS, NULL},

@@ -13,6 +13,7 @@ typedef struct simulation_object {
 // quantizers.c
 PyObject *simulation_quantizers(PyObject *self, PyObject *unused);
 PyObject *simulation_encoding(PyObject *self, PyObject *name);
+PyObject *simulation_parameter_encoding(PyObject *self, PyObject *args);
 PyObject *simulation_set_encoding(PyObject *self, PyObject *args);
 PyObject *simulation_set_enabled(PyObject *self, PyObject *args);
 PyObject *simulation_set_frozen(PyObject *self, PyObject *args);

@@ -126,6 +126,18 @@ void inputs_release(inputs *inputs) {
   memset(inputs, 0, sizeof *inputs);
 }
 
+int named_value_acquire(core_state *state, PyObject *args, named_value *out) {
+  PyObject *name, *value;
+  if (!PyArg_ParseTuple(args, "OO", &name, &value)) return -1;
+  out->name = utf8_of(name, "name of a tensor");
+  if (!out->name || PyObject_GetBuffer(value, &out->buffer, PyBUF_RECORDS_RO) < 0) return -1;
+  if (view_from_buffer(state, out->name, &out->buffer, &out->view) < 0) {
+    PyBuffer_Release(&out->buffer);
+    return -1;
+  }
+  return 0;
+}
+
 int names_acquire(PyObject *tuple, names *out) {
   out->count = (size_t)PyTuple_Size(tuple);
   out->texts = PyMem_Calloc(out->count + 1, sizeof *out->texts);
