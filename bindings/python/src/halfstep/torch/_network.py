@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+# A module as the engine sees it: its graph as ONNX, its weights bound by name.
+"""Hands a module's graph and weights to the engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..model import Model
+from . import _onnx, _trace
+
+
+class Network:
+    """The graph of a module; weights are read from a module whenever the engine needs them."""
+
+    def __init__(self, model: torch.nn.Module, dummy_input: Any) -> None:
+        tensors = [*model.parameters(), *model.buffers()]
+        half = any(t.is_floating_point() and t.dtype != torch.float32 for t in tensors)
+        if half or any(t.device.type != "cpu" for t in tensors):
+            # The graph is made on the CPU and in float32, whatever the module is trained in.
+            import copy
+
+            model = copy.deepcopy(model).to("cpu", torch.float32)
+            dummy_input = torch.utils._pytree.tree_map(on_cpu, dummy_input)
+        self.exported = _onnx.export(_trace.trace(model, dummy_input))
+
+    def bound(self, model: torch.nn.Module) -> Model:
+        """Return the engine's model with the weights that a module has now.
+
+        Float32 tensors on the CPU are read where they are, not copied: the engine's model is to be
+        used before the module trains on.
+        """
+        result = Model.load(self.exported.data)
+        state = dict(model.named_parameters(remove_duplicate=False))
+        state.update(model.named_buffers(remove_duplicate=False))
+        for name in self.exported.state:
+            result._handle.set_initializer_borrowed(name, as_array(state[name]))
+        return result
+
+
+def on_cpu(value: Any) -> Any:
+    """Return a tensor on the CPU, in float32 if it is a floating-point tensor."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.detach().cpu()
+    return value.float() if value.is_floating_point() else value
+
+
+def as_array(value: torch.Tensor) -> Any:
+    """Return a dense NumPy array, over the tensor's own memory where that is float32 on the CPU."""
+    return on_cpu(value).contiguous().numpy()
