@@ -2,6 +2,9 @@
 # Simulation of live modules: placement, calibration, training, export.
 import copy
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -434,3 +437,74 @@ def test_folded_network_in_quantization(tmp_path):
     inputs = torch_networks.pictures(16, seed=5)
     name, _ = output_of(sim)
     expect_equal(sim, sim._engine(keeps_ranges=True).run(inputs.numpy())[name], inputs)
+
+
+# -------------------------------------------------------------------------------------------------
+# Processes
+
+WORKER = """
+import json, sys
+import torch, torch.distributed as distributed
+import torch_networks
+from halfstep.torch import QuantizationSimModel
+rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+distributed.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
+sim = QuantizationSimModel(torch_networks.network(), torch_networks.pictures(1), "tf_enhanced")
+rows = torch_networks.pictures(8)[rank::2]
+sim.compute_encodings(lambda model: [model(row[None]) for row in rows], group=True)
+open(out, "w").write(json.dumps(sim.encodings()))
+def fails(model):
+    model(rows)
+    if rank == 1:
+        raise RuntimeError("mine")
+try:
+    sim.compute_encodings(fails, group=True)
+except Exception as error:
+    print(type(error).__name__, error)
+distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_find_what_one_finds(tmp_path):
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+    }
+    workers = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                WORKER,
+                str(rank),
+                str(tmp_path / "store"),
+                tmp_path / str(rank),
+            ],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [worker.communicate(timeout=200)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0]
+    # Rows alone go through the same kernels here as there, so the statistics are the same bits.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        sim = simulate(quant_scheme="tf_enhanced")
+        sim.compute_encodings(
+            lambda model: [model(row[None]) for row in torch_networks.pictures(8)]
+        )
+    finally:
+        torch.set_num_threads(threads)
+    for rank in range(2):
+        assert json.loads((tmp_path / str(rank)).read_text()) == sim.encodings()
+    assert "InvalidStateError calibration failed in another process: RuntimeError: mine" in said[0]
+    assert "RuntimeError mine" in said[1]
+
+
+def test_importing_the_package_does_not_import_torch():
+    code = "import halfstep, sys; assert 'torch' not in sys.modules"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)

@@ -127,8 +127,7 @@ def _export(
         return torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         raise UntraceableModelError(
-            f"{type(model).__name__} cannot be traced: {_brief(error)}{_place(error)};"
-            " module_boundaries=True simulates it at the borders of its modules"
+            f"{type(model).__name__} cannot be traced: {_brief(error)}{_place(error)}"
         ) from error
 
 

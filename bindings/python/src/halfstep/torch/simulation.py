@@ -250,14 +250,19 @@ class QuantizationSimModel:
                 quantizer = self._quantizers.get(site.tensor)
                 if quantizer is not None and site.is_parameter and not quantizer.frozen:
                     _set_encoding(quantizer, sim.encoding(site.tensor))
-            with evaluating(self.model), torch.no_grad(), self._watching(sim):
-                if callable(forward_pass_callback):
-                    given = forward_pass_callback_args
-                    forward_pass_callback(self.model, *(() if given is None else (given,)))
-                else:
-                    self._run_batches(forward_pass_callback)
+            try:
+                with evaluating(self.model), torch.no_grad(), self._watching(sim):
+                    if callable(forward_pass_callback):
+                        given = forward_pass_callback_args
+                        forward_pass_callback(self.model, *(() if given is None else (given,)))
+                    else:
+                        self._run_batches(forward_pass_callback)
+            except Exception as error:
+                if group is not None:
+                    _share(f"{type(error).__name__}: {error}", group)
+                raise
             if group is not None:
-                _merge(sim, None if group is True else group)
+                _merge(sim, _share(sim.statistics(), group))
             sim.finish_calibration()
             self._pull(sim)
         except BaseException:
@@ -732,20 +737,26 @@ def _parameter_encodings(
     return _Parameters(content | {"activation_encodings": empty}, names)
 
 
-def _merge(sim: engine.QuantizationSimModel, group: Any) -> None:
-    """Add what the other processes of a group observed.
+def _share(mine: bytes | str, group: Any) -> list[bytes | str]:
+    """Return what the other processes of a group observed, or what they failed with.
 
-    All take part even if one of them has failed, so that none waits for ever.
+    A process that has failed takes part as well, so that none waits for ever.
     """
     import torch.distributed as distributed
 
-    mine = sim.statistics()
-    everyone: list[Any] = [None] * distributed.get_world_size(group)
-    distributed.all_gather_object(everyone, mine, group=group)
-    rank = distributed.get_rank(group)
-    for index, other in enumerate(everyone):
-        if index != rank:
-            sim.merge_statistics(other)
+    chosen = None if group is True else group
+    everyone: list[Any] = [None] * distributed.get_world_size(chosen)
+    distributed.all_gather_object(everyone, mine, group=chosen)
+    del everyone[distributed.get_rank(chosen)]
+    return everyone
+
+
+def _merge(sim: engine.QuantizationSimModel, others: list[bytes | str]) -> None:
+    """Add what other processes observed."""
+    for other in others:
+        if isinstance(other, str):
+            raise InvalidStateError(f"calibration failed in another process: {other}")
+        sim.merge_statistics(other)
 
 
 def _write(path: str, write: Callable[[Any], Any]) -> None:
