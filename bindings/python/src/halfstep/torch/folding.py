@@ -103,7 +103,7 @@ def equalize_model(
     input_shapes: Any = None,
     dummy_input: Any = None,
     *,
-    absorb_high_biases: bool = True,
+    absorb_high_biases: bool = False,
     max_iterations: int = 50,
 ) -> EqualizationReport:
     """Fold batch norms and balance the weight ranges of consecutive layers, in place.
@@ -117,7 +117,7 @@ def equalize_model(
     input_shapes, dummy_input
         As for `fold_all_batch_norms`.
     absorb_high_biases : bool
-        Whether the next layer absorbs high biases.
+        Whether the next layer absorbs high biases, which changes the function where padding is.
     max_iterations : int
         Passes over the model at most, 1 or more.
 
