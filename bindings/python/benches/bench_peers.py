@@ -29,7 +29,10 @@ WORKER = HERE / "peer_worker.py"
 EXPORTER = HERE.parent / "tests" / "support" / "torchvision_models.py"
 QUIET_CORES = 0.25
 
-AIMET = ("aimet-onnx", "aimet-torch")
+AIMET = ("aimet-onnx", "aimet-torch", "aimet-torch-module")
+#: Contestants that work on a live torch module.
+TORCH = ("torch-float", "aimet-torch-module", "halfstep-torch")
+OURS = ("halfstep", "halfstep-torch")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Step:
     #: Whether it depends on the model.
     per_model: bool = True
     target: str = ""
+    #: Whose time the others are ratios of.
+    baseline: str = "onnxruntime"
 
 
 STEPS = {
@@ -66,6 +71,15 @@ STEPS = {
         target="≥ 0.85× onnxruntime FP32 throughput, that is ≤ 1.18× its time",
     ),
     "fake_quantize": Step(("memcpy", "torch", "halfstep"), per_model=False, target="≥ 12 GB/s"),
+    "torch_inference": Step(
+        TORCH, target="≥ 2× AIMET's throughput, ≥ 0.8× the FP32 module's", baseline="torch-float"
+    ),
+    "torch_training_step": Step(TORCH, target="≤ 1.5× the FP32 step", baseline="torch-float"),
+    "torch_calibrate_sqnr": Step(TORCH[1:], target="≥ 6× faster than AIMET"),
+    "torch_fake_quantize": Step(TORCH[1:], per_model=False, target="≥ 8× AIMET's bytes/s"),
+    "torch_fake_quantize_backward": Step(
+        TORCH[1:], per_model=False, target="≥ 10× AIMET's bytes/s"
+    ),
 }
 
 
@@ -222,8 +236,10 @@ def table(report: dict) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in report["rows"]:
-        plain = row["contestants"].get("onnxruntime", {}).get("median")
-        ours = row["contestants"].get("halfstep", {}).get("median")
+        plain = row["contestants"].get(STEPS[row["step"]].baseline, {}).get("median")
+        ours = next(
+            (row["contestants"][o].get("median") for o in OURS if o in row["contestants"]), 0
+        )
         for name, figures in row["contestants"].items():
             head = f"| {row['step']} | {row['model'] or '–'} | {name} |"
             if "error" in figures:
@@ -238,7 +254,7 @@ def table(report: dict) -> str:
             )
             spread = f"{number(figures['least'])}..{number(figures['greatest'])}"
             to_plain = f"{median / plain:.2f}" if plain else ""
-            faster = f"{median / ours:.2f}" if ours and name != "halfstep" else ""
+            faster = f"{median / ours:.2f}" if ours and name not in OURS else ""
             disturbed = f"{figures['disturbed']} of {figures['samples']}"
             lines.append(
                 f"{head} {number(median)}{rate}{more} | {spread} | {to_plain} | {faster} "
@@ -280,6 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
     aimet = options.aimet_python
     pythons = {"onnxruntime": options.python, "halfstep": options.python, "memcpy": options.python}
     pythons["torch"] = aimet or options.python
+    pythons["torch-float"] = pythons["halfstep-torch"] = options.python
     if aimet:
         pythons |= dict.fromkeys(AIMET, aimet)
     for name in options.without:
@@ -313,7 +330,7 @@ def main(arguments: list[str] | None = None) -> int:
     modules = {"halfstep": "halfstep", "onnxruntime": "onnxruntime"}
     modules |= {"aimet-onnx": "aimet_onnx", "aimet-torch": "aimet_torch"}
     for name, module in modules.items():
-        if name in pythons:
+        if name in workers:
             taken = [import_seconds(pythons[name], module) for _ in range(4)][1:]
             known = [seconds for seconds in taken if seconds is not None]
             report["imports"][name] = statistics.median(known) if known else None

@@ -256,6 +256,160 @@ class AimetTorch(Contestant):
             return self.timed_pass(lambda feed: module(self.torch.from_numpy(feed["input"])))
 
 
+class TorchModule(Contestant):
+    """Steps on live torch modules. Subclasses make the simulation, and the range's gradients."""
+
+    def __init__(self, models: Path, threads: int):
+        super().__init__(models, threads)
+        import torch
+
+        sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+        from support import torchvision_models
+
+        torch.set_num_threads(threads)
+        self.torch = torch
+        self.build = torchvision_models.build
+
+    def folded(self, model: str):
+        raise NotImplementedError
+
+    def calibrated(self, model: str, scheme: str):
+        raise NotImplementedError
+
+    def module(self, model: str):
+        return self.cached((model, "live"), lambda: self.calibrated(model, "min_max").model)
+
+    def run_batches(self, module, _=None) -> None:
+        with self.torch.no_grad():
+            for feed in self.batches():
+                module(self.torch.from_numpy(feed["input"]))
+
+    def step_torch_inference(self, model: str) -> dict:
+        module = self.module(model).eval()
+        with Clock() as clock:
+            self.run_batches(module)
+        return {"seconds": clock.seconds}
+
+    def step_torch_training_step(self, model: str) -> dict:
+        """Forward, backward and update of one batch, in training mode."""
+        module = self.module(model).train()
+
+        def optimizer():
+            return self.torch.optim.SGD(module.parameters(), lr=1e-5)
+
+        update = self.cached((model, "optimizer"), optimizer)
+        images = self.torch.from_numpy(self.images()[:BATCH])
+        with Clock() as clock:
+            update.zero_grad()
+            module(images).square().mean().backward()
+            update.step()
+        return {"seconds": clock.seconds}
+
+    def step_torch_calibrate_sqnr(self, model: str) -> dict:
+        simulation = self.cached((model, "sqnr"), lambda: self.calibrated(model, "sqnr"))
+        with Clock() as clock:
+            simulation.compute_encodings(self.run_batches)
+        return {"seconds": clock.seconds}
+
+    def quantizer(self):
+        raise NotImplementedError
+
+    def tensor(self):
+        def make():
+            generator = self.torch.Generator().manual_seed(7)
+            return self.torch.randn(FAKE_QUANTIZE_SHAPE, generator=generator) * 1.5
+
+        return self.cached("tensor", make)
+
+    def step_torch_fake_quantize(self, model: str) -> dict:
+        x, quantizer = self.tensor(), self.cached("quantizer", self.quantizer)
+        with Clock() as clock, self.torch.no_grad():
+            quantizer(x)
+        return {"seconds": clock.seconds, "gb_per_s": 8 * x.numel() / clock.seconds / 1e9}
+
+    def step_torch_fake_quantize_backward(self, model: str) -> dict:
+        """Forward, and backward to the values and both ends of the range."""
+        x, quantizer = self.tensor(), self.cached("quantizer", self.quantizer)
+        upstream = self.cached("upstream", lambda: self.torch.ones_like(x))
+        leaf = x.detach().requires_grad_()
+        with Clock() as clock:
+            quantizer(leaf).backward(upstream)
+        return {"seconds": clock.seconds, "gb_per_s": 20 * x.numel() / clock.seconds / 1e9}
+
+
+class TorchFloat(TorchModule):
+    """The float module, its batch norms folded as in the simulations."""
+
+    def module(self, model: str):
+        def make():
+            from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+            module = self.build(model).eval()
+            for parent in list(module.modules()):
+                previous = None
+                for name, child in list(parent.named_children()):
+                    if isinstance(child, self.torch.nn.BatchNorm2d) and isinstance(
+                        getattr(parent, previous or "", None), self.torch.nn.Conv2d
+                    ):
+                        fused = fuse_conv_bn_eval(getattr(parent, previous), child)
+                        setattr(parent, previous, fused)
+                        setattr(parent, name, self.torch.nn.Identity())
+                    previous = name
+            return module
+
+        return self.cached((model, "live"), make)
+
+
+class AimetTorchModule(TorchModule):
+    """aimet-torch, as its documentation uses it."""
+
+    def calibrated(self, model: str, scheme: str):
+        from aimet_torch.batch_norm_fold import fold_all_batch_norms
+        from aimet_torch.common.defs import QuantScheme
+        from aimet_torch.quantsim import QuantizationSimModel
+
+        schemes = {
+            "min_max": QuantScheme.min_max,
+            "sqnr": QuantScheme.post_training_tf_enhanced,
+        }
+        module = self.build(model).eval()
+        example = self.torch.from_numpy(self.images()[:1])
+        fold_all_batch_norms(module, tuple(example.shape), dummy_input=example)
+        simulation = QuantizationSimModel(module, example, quant_scheme=schemes[scheme])
+        if scheme == "min_max":
+            simulation.compute_encodings(self.run_batches)
+        return simulation
+
+    def quantizer(self):
+        from aimet_torch.v2.quantization.affine import QuantizeDequantize
+
+        quantizer = QuantizeDequantize(shape=(), bitwidth=8, symmetric=False)
+        quantizer.set_range(self.torch.tensor(-5.0), self.torch.tensor(5.0))
+        return quantizer
+
+
+class HalfstepTorchModule(TorchModule):
+    """halfstep.torch."""
+
+    def calibrated(self, model: str, scheme: str):
+        from halfstep.torch import QuantizationSimModel, fold_all_batch_norms
+
+        module = self.build(model).eval()
+        example = self.torch.from_numpy(self.images()[:1])
+        fold_all_batch_norms(module, dummy_input=example)
+        simulation = QuantizationSimModel(module, example, quant_scheme=scheme)
+        if scheme == "min_max":
+            simulation.compute_encodings(self.run_batches)
+        return simulation
+
+    def quantizer(self):
+        from halfstep.torch import Quantizer
+
+        quantizer = Quantizer(8)
+        quantizer.set_range(-5.0, 5.0)
+        return quantizer
+
+
 class Kernels(Contestant):
     """What the fake-quant kernel works on: one large activation, W8-like grid over its range."""
 
@@ -368,6 +522,9 @@ CONTESTANTS = {
     "aimet-onnx": AimetOnnx,
     "aimet-torch": AimetTorch,
     "torch": Torch,
+    "torch-float": TorchFloat,
+    "aimet-torch-module": AimetTorchModule,
+    "halfstep-torch": HalfstepTorchModule,
     "memcpy": Memcpy,
     "halfstep": Halfstep,
 }

@@ -272,6 +272,17 @@ def test_layouts_and_types():
         got.backward(upstream.to(dtype))
         assert values.grad.dtype == dtype and ends[0].grad.dtype == torch.float32
 
+    # Large results get their memory elsewhere.
+    large = torch.randn(2, 6, 320, 320)
+    last = large.to(memory_format=torch.channels_last).requires_grad_()
+    got = _kernels.fake_quantize(last, minimum, maximum, grid)
+    assert torch.equal(got, _kernels.fake_quantize(large, minimum, maximum, grid))
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    got.backward(large)
+    plain = large.clone().requires_grad_()
+    _kernels.fake_quantize(plain, minimum, maximum, grid).backward(large)
+    assert torch.equal(last.grad, plain.grad)
+
     empty = _kernels.fake_quantize(torch.zeros(0, 6, 2), minimum, maximum, grid)
     assert empty.shape == (0, 6, 2)
     ends = torch.tensor(-1.0), torch.tensor(1.0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -162,6 +163,19 @@ def _floats(tensor: torch.Tensor) -> Any:
     return tensor.to(torch.float32).contiguous().numpy(force=True)
 
 
+#: Elements from which memory comes from NumPy.
+_LARGE = 1 << 20
+
+
+def _room_like(dense: torch.Tensor) -> torch.Tensor:
+    """Return uninitialized row-major float32 memory of a tensor's shape."""
+    if dense.numel() < _LARGE:
+        return torch.empty(dense.shape)
+    # NumPy asks the kernel for huge pages, torch's allocator does not: with small ones, a large
+    # result spends three quarters of its time on page faults.
+    return torch.from_numpy(numpy.empty(tuple(dense.shape), numpy.float32))
+
+
 #: Position of each axis of a channels-last tensor in memory order.
 _CHANNELS_LAST = {4: ((0, 2, 3, 1), (0, 3, 1, 2)), 5: ((0, 2, 3, 4, 1), (0, 4, 1, 2, 3))}
 
@@ -195,9 +209,9 @@ def _forward_cpu(
         order = _memory_order(values)
         if order is None:
             values = values.contiguous()
-    result = torch.empty_like(values)
     dense = values if order is None else values.permute(order)
-    out = result if order is None else result.permute(order)
+    out = _room_like(dense)
+    result = out if order is None else out.permute(_CHANNELS_LAST[x.dim()][1])
     _core.fake_quantize(
         dense.numpy(force=True),
         _floats(scale),
@@ -226,12 +240,12 @@ def _backward_cpu(
         order = _memory_order(values)
         if order is None:
             values = values.contiguous()
-    result = torch.empty_like(values)
-    gradient = upstream.to(torch.float32)
     # A gradient laid out like the input is read in place; another one the engine copies.
-    dense, incoming, out = values, gradient, result
+    dense, incoming = values, upstream.to(torch.float32)
     if order is not None:
-        dense, incoming, out = (each.permute(order) for each in (values, gradient, result))
+        dense, incoming = values.permute(order), incoming.permute(order)
+    out = _room_like(dense)
+    result = out if order is None else out.permute(_CHANNELS_LAST[x.dim()][1])
     low = torch.empty(scale.shape if wants_range else (0,))
     high = torch.empty_like(low)
     _core.fake_quantize_backward(
