@@ -845,14 +845,14 @@ typedef struct hs_rounding_options {
   hs_rounding_method method;  ///< How weights are rounded.
   int32_t parameter_bits;     ///< 2 to 16; 0 means 4, or 8 for bias correction.
   int32_t activation_bits;    ///< 2 to 16 while rounding; 0 means 8, 32 keeps them in float.
-  int32_t scheme;  ///< hs_range_scheme of activations, and of weights rounded to nearest.
-  double percentile;          ///< Only for HS_RANGE_SCHEME_PERCENTILE: 50 to 100; 0 means 100.
+  int32_t scheme;     ///< hs_range_scheme of activations, and of weights rounded to nearest.
+  double percentile;  ///< Only for HS_RANGE_SCHEME_PERCENTILE: 50 to 100; 0 means 100.
   const char *configuration;  ///< Built-in name or path of a JSON file; NULL for the default.
   const char *const *excluded_layers;  ///< Names of nodes that stay in float; may be NULL.
   size_t excluded_layer_count;         ///< Length of `excluded_layers`.
-  size_t maximum_rows;      ///< Rows that a layer learns from at most; 0 means 32,768.
-  size_t maximum_bytes;     ///< Bytes of activations in memory; 0 means 512 MiB.
-  uint64_t seed;            ///< Decides which rows are drawn.
+  size_t maximum_rows;                 ///< Rows that a layer learns from at most; 0 means 32,768.
+  size_t maximum_bytes;                ///< Bytes of activations in memory; 0 means 512 MiB.
+  uint64_t seed;                       ///< Decides which rows are drawn.
   int32_t floor_or_ceil;    ///< Not 0: a weight only goes to one of its two neighbors on the grid.
   int32_t iterations;       ///< Of gradient methods; 0 means their default.
   hs_progress_fn progress;  ///< Told how many layers are done; may be NULL.
@@ -894,10 +894,9 @@ typedef struct hs_rounded_layer {
 /// HS_ERR_NON_FINITE_VALUE, HS_ERR_UNKNOWN_NAME, HS_ERR_SHAPE_MISMATCH,
 /// HS_ERR_UNSUPPORTED_OPERATOR, HS_ERR_FILE_ACCESS for the temporary file
 /// @since 0.1
-hs_status hs_model_adaround(hs_model *model, const char *const *names,
-                            const hs_tensor_view *values, size_t count,
-                            const hs_rounding_options *options, hs_rounding_report **out_report,
-                            hs_error *error);
+hs_status hs_model_adaround(hs_model *model, const char *const *names, const hs_tensor_view *values,
+                            size_t count, const hs_rounding_options *options,
+                            hs_rounding_report **out_report, hs_error *error);
 
 /// Corrects biases for what rounding to nearest does to the means of layers' outputs.
 ///

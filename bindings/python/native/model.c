@@ -493,8 +493,8 @@ static PyObject *round_with(PyObject *object, PyObject *args, round_fn round) {
   hs_error error;
   hs_rounding_report *report = NULL;
   context.thread = PyEval_SaveThread();
-  hs_status status = round(self->model, inputs.names, inputs.views, inputs.count, &options,
-                           &report, &error);
+  hs_status status =
+      round(self->model, inputs.names, inputs.views, inputs.count, &options, &report, &error);
   PyEval_RestoreThread(context.thread);
   handle_leave(&self->lock);
   inputs_release(&inputs);
