@@ -23,7 +23,6 @@ NETWORKS = {
     "shufflenet_v2_x1_0": 96,
     "inception_v3": 128,
     "vit_b_16": 224,
-    "swin_t": 64,
 }
 
 
@@ -85,7 +84,9 @@ def test_every_layer_equals_the_engine_and_onnxruntime(name, tmp_path, capsys):
         sim.quantizer(tensor)._forward_hooks.clear()
     with torch.no_grad():
         ours = sim.model(x).numpy()
-    step = float(sim.quantizer(output).get_encoding()["scale"])
+    # An output that only rearranges values has the grid of the last tensor before it.
+    last = output if output in computed else computed[-1]
+    step = float(sim.quantizer(last).get_encoding()["scale"])
     whole = np.rint(np.abs(ours - theirs[output]) / step)
     sim.onnx.export(tmp_path / "q.onnx")
     onnx.checker.check_model(str(tmp_path / "q.onnx"))
