@@ -112,7 +112,10 @@ extension Encoding {
     guard bits <= 16 else {
       throw HalfstepError(.invalidArgument, "gradients of \(bits)-bit quantization")
     }
-    precondition(min(values.count, upstream.count, result.count) >= layout.elementCount)
+    guard min(values.count, upstream.count, result.count) >= layout.elementCount else {
+      throw HalfstepError(
+        .shapeMismatch, "gradients: \(layout.elementCount) values expected, fewer given")
+    }
     var sums = [GradientSums](repeating: GradientSums(), count: scales.count)
     if let source = values.baseAddress, let gradient = upstream.baseAddress,
       let target = result.baseAddress, layout.elementCount > 0

@@ -139,7 +139,9 @@ package final class ReconstructionRows {
   package func rows<R>(
     _ start: Int, _ count: Int, _ body: (UnsafePointer<Float>) throws(HalfstepError) -> R
   ) throws(HalfstepError) -> R {
-    precondition(start >= 0 && count >= 0 && start + count <= capacity)
+    guard start >= 0, count >= 0, start <= capacity, count <= capacity - start else {
+      throw HalfstepError(.invalidArgument, "rows \(start) and on of \(capacity): \(count) asked")
+    }
     if let memory {
       defer { withExtendedLifetime(memory) {} }
       return try body(floats(memory) + start * stride)

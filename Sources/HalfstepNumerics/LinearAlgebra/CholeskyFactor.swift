@@ -21,7 +21,10 @@ package struct CholeskyFactor: Sendable {
   /// - Throws: `HalfstepError.numericFailure` if a pivot is not positive.
   /// - Complexity: O(size³).
   package init(_ matrix: consuming [Double], size: Int) throws(HalfstepError) {
-    precondition(matrix.count == size * size)
+    guard matrix.count == size * size else {
+      throw HalfstepError(
+        .numericFailure, "Cholesky factor: \(matrix.count) elements for \(size) rows")
+    }
     self.size = size
     var failed = -1
     matrix.withUnsafeMutableBufferPointer { buffer in

@@ -108,7 +108,10 @@ package struct Matrix: Sendable {
   package func largestEigenpairs(
     _ count: Int
   ) throws(HalfstepError) -> (values: [Double], vectors: Matrix) {
-    precondition(rows == columns && (1...rows).contains(count))
+    guard rows == columns, count >= 1, count <= rows else {
+      throw HalfstepError(
+        .numericFailure, "eigenvalues: \(count) of a matrix of \(rows) by \(columns)")
+    }
     guard values.allSatisfy(\.isFinite) else {
       throw HalfstepError(.numericFailure, "eigenvalues: the matrix holds NaN or infinity")
     }
@@ -159,7 +162,7 @@ package struct Matrix: Sendable {
   /// - Returns: X; nil if the matrix is not positive definite.
   /// - Complexity: O(rows³ + rows² · n).
   package func solvedPositiveDefinite(_ right: Matrix) -> Matrix? {
-    precondition(rows == columns && right.rows == rows)
+    guard rows == columns, right.rows == rows else { return nil }
     guard rows > 0 else { return right }
     var a = values
     var x = right

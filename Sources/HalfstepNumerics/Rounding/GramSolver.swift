@@ -88,7 +88,10 @@ package final class GramSolver {
     weight: [Float], gram: consuming [Double], cross: consuming [Double]?, columns n: Int,
     shrinkage: Double, correctionShrinkage: Double, isFloorOrCeil: Bool = false
   ) throws(HalfstepError) {
-    precondition(n > 0 && weight.count % n == 0 && gram.count == n * n)
+    guard n > 0, weight.count % n == 0, gram.count == n * n else {
+      throw HalfstepError(
+        .numericFailure, "Gram matrix: \(gram.count) elements for \(n) columns")
+    }
     columns = n
     rowCount = weight.count / n
     var mean = 0.0
