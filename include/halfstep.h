@@ -834,8 +834,11 @@ void hs_compression_report_free(hs_compression_report *report);
 typedef int32_t hs_rounding_method;
 
 enum {
-  HS_ROUNDING_AUTO = 0,  ///< What does best on held-out rows for the effort.
-  HS_ROUNDING_GRAM = 1   ///< Linear algebra on Gram matrices of the layers' inputs.
+  HS_ROUNDING_AUTO = 0,      ///< What does best on held-out rows for the effort.
+  HS_ROUNDING_GRAM = 1,      ///< Linear algebra on Gram matrices of the layers' inputs.
+  HS_ROUNDING_GRADIENT = 2,  ///< AdaRound by gradient descent, with AIMET's defaults.
+  /// Rounding to nearest on scales searched for the least error of each layer's output.
+  HS_ROUNDING_SEQUENTIAL_MSE = 3
 };
 
 /// What rounding aims at and may use.

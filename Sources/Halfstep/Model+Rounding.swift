@@ -12,6 +12,10 @@ public enum RoundingMethod: String, Hashable, Sendable, CaseIterable {
   case auto
   /// Linear algebra on Gram matrices of the layers' inputs.
   case gram
+  /// AdaRound by gradient descent, with AIMET's defaults: the classical method, and slow.
+  case gradient
+  /// Rounding to nearest on scales searched for the least error of each layer's output.
+  case sequentialMSE = "sequential_mse"
 }
 
 /// What rounding aims at and may use.
@@ -31,6 +35,9 @@ public struct RoundingOptions: Hashable, Sendable {
   public var excludedLayers: [String] = []
   /// Whether a weight may only go to one of its two neighbors on the grid, as in AdaRound; default no.
   public var isFloorOrCeil: Bool = false
+  /// Steps of `.gradient` for each layer, 1 or more; nil (the default) means AIMET's 10,000 for 8 bits
+  /// and more, 15,000 below.
+  public var iterations: Int?
   /// Rows of its input that a layer learns from at most, 1 or more; default 32,768.
   public var maximumRows: Int = 1 << 15
   /// Bytes of activations held in memory; more goes to a temporary file; default 512 MiB.
@@ -94,6 +101,15 @@ extension Model {
     case .auto, .gram:
       return try reconstruct(
         data, options, GramRounding(options: gram), writesWeights: true, progress)
+    case .gradient:
+      var adaround = AdaRoundOptions()
+      adaround.iterations = options.iterations
+      adaround.seed = options.seed
+      try adaround.validate()
+      return try reconstruct(
+        data, options, AdaRoundRounder(options: adaround), writesWeights: true, progress)
+    case .sequentialMSE:
+      return try reconstruct(data, options, SequentialMSERounder(), writesWeights: true, progress)
     }
   }
 

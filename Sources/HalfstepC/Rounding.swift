@@ -61,6 +61,8 @@ extension hs_rounding_options {
     switch Int(method) {
     case HS_ROUNDING_AUTO: options.method = .auto
     case HS_ROUNDING_GRAM: options.method = .gram
+    case HS_ROUNDING_GRADIENT: options.method = .gradient
+    case HS_ROUNDING_SEQUENTIAL_MSE: options.method = .sequentialMSE
     default: throw HalfstepError(.unknownName, "unknown rounding method \(method)")
     }
     options.parameterBits = parameter_bits == 0 ? defaultBits : Int(parameter_bits)
@@ -76,6 +78,7 @@ extension hs_rounding_options {
     if maximum_bytes != 0 { options.maximumBytes = try length(maximum_bytes, "maximum_bytes") }
     options.seed = seed
     options.isFloorOrCeil = floor_or_ceil != 0
+    if iterations != 0 { options.iterations = Int(iterations) }
     return options
   }
 

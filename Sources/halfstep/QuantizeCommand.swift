@@ -42,6 +42,7 @@ struct QuantizeCommand: ParsableCommand {
     case nearest
     case gram
     case adaround
+    case seqMSE = "seq-mse"
     case auto
   }
 
@@ -111,7 +112,13 @@ struct QuantizeCommand: ParsableCommand {
   }
 
   private func rounded(_ network: inout Model, _ inputs: [String: Tensor]) throws {
-    let options = simulation.roundingOptions
+    var options = simulation.roundingOptions
+    switch round {
+    case .nearest, .auto: break
+    case .gram: options.method = .gram
+    case .adaround: options.method = .gradient
+    case .seqMSE: options.method = .sequentialMSE
+    }
     let report = try attempt(.reading) { () throws(HalfstepError) in
       let tell = { (completed: Int, total: Int) in
         if !quiet {

@@ -67,6 +67,30 @@ def test_floor_or_ceil_keeps_every_weight_within_a_step(model, data):
         )
 
 
+@pytest.mark.parametrize(
+    ("method", "kept", "options"),
+    [("gradient", "adaround", {"iterations": 300}), ("sequential_mse", "seq-mse", {})],
+)
+def test_other_methods_round_and_carry_their_grids(model, data, method, kept, options):
+    before = model.initializers
+    layers = model.adaround(data, method=method, **options)
+    assert {layer.kept for layer in layers} <= {kept, "nearest"}
+    assert any(layer.kept == kept for layer in layers)
+    assert all(layer.noise_after <= layer.noise_before for layer in layers)
+    sim = halfstep.QuantizationSimModel(model)
+    assert {sim.encoding(layer.weight).bits for layer in layers} == {4}
+    assert any(
+        not np.array_equal(before[layer.weight], model.initializers[layer.weight])
+        for layer in layers
+    )
+
+
+def test_iterations_out_of_range_are_refused(model, data):
+    for count in (0, -1, 2**31):
+        with pytest.raises(halfstep.InvalidArgumentError, match="iterations"):
+            model.adaround(data, method="gradient", iterations=count)
+
+
 def test_bias_correction_keeps_weights(model, data):
     before = model.initializers
     layers = model.correct_biases(data, param_bits=4)

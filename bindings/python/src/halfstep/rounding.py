@@ -12,7 +12,7 @@ from ._progress import Reporter
 from .errors import EmptyStatisticsError, InvalidArgumentError, UnknownNameError
 
 #: Numbers of the methods.
-_METHODS: dict[str, int] = {"auto": 0, "gram": 1}
+_METHODS: dict[str, int] = {"auto": 0, "gram": 1, "gradient": 2, "sequential_mse": 3}
 
 
 class RoundedLayer(NamedTuple):
