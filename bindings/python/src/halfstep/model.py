@@ -462,6 +462,7 @@ class Model:
         >>> all(layer.noise_after <= layer.noise_before for layer in layers)
         True
         """
+        from .errors import InvalidArgumentError
         from .rounding import Settings, round_model
 
         settings = Settings(
