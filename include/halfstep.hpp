@@ -303,6 +303,7 @@ struct RoundingOptions {
   std::size_t maximum_bytes = 0;
   uint64_t seed = 0;
   bool floor_or_ceil = false;
+  int32_t iterations = 0;  ///< Of HS_ROUNDING_GRADIENT, for each layer.
 };
 
 /// What rounding made of a layer.
@@ -476,6 +477,7 @@ class Model {
     raw.maximum_bytes = options.maximum_bytes;
     raw.seed = options.seed;
     raw.floor_or_ceil = options.floor_or_ceil;
+    raw.iterations = options.iterations;
     raw.progress = reporter.function();
     raw.user_data = &reporter;
     detail::Owner<hs_rounding_report, hs_rounding_report_free> report(reporter.call([&] {

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <halfstep.hpp>
 #include <iostream>
+#include <utility>
 
 static int failures = 0;
 
@@ -68,6 +69,26 @@ int main(int, char **arguments) {
     CHECK(layers.size() == 4 && done == 4 && layers[0].bits == 4 && layers[0].layer == "stem");
     for (const auto &layer : layers) CHECK(layer.noise_after <= layer.noise_before);
     CHECK(rounded.correct_biases(some).size() == 4);
+    for (const auto &[method, kept] :
+         {std::pair(HS_ROUNDING_GRADIENT, "adaround"), {HS_ROUNDING_SEQUENTIAL_MSE, "seq-mse"}}) {
+      Model other = moved.clone();
+      four.method = method;
+      four.iterations = 300;
+      bool found = false;
+      for (const auto &layer : other.adaround(some, four)) {
+        CHECK(layer.noise_after <= layer.noise_before);
+        found = found || layer.kept == kept;
+      }
+      CHECK(found);
+    }
+    four.method = HS_ROUNDING_GRADIENT;
+    four.iterations = -1;
+    try {
+      rounded.adaround(some, four);
+      CHECK(false);
+    } catch (const Error &error) {
+      CHECK(error.status() == HS_ERR_INVALID_ARGUMENT);
+    }
   }
 
   const auto bytes = moved.serialize();
