@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+# Keras models in process.
+"""The engine on live Keras models (TensorFlow backend); `import halfstep` does not load this.
+
+>>> import halfstep.keras
+>>> folded, folds = halfstep.keras.fold_all_batch_norms(model)  # doctest: +SKIP
+>>> equalized = halfstep.keras.equalize_model(model)  # doctest: +SKIP
+"""
+
+from .folding import equalize_model, fold_all_batch_norms
+from .layers import BoundedReLU
+
+__all__ = ["BoundedReLU", "equalize_model", "fold_all_batch_norms"]
