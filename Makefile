@@ -15,6 +15,8 @@ PYTHON ?= python3
 PIP := $(VENV)/bin/pip install -q --disable-pip-version-check
 # AIMET brings a torch of its own.
 AIMET_VENV := .build/venv-aimet
+# TensorFlow beside torch would be heavy.
+KERAS_VENV := .build/venv-keras
 # What examples and C tests link with: an installation inside .build.
 STAGE := $(CURDIR)/.build/stage
 
@@ -26,7 +28,7 @@ HAS_PYTHON_H := import os, sysconfig; os.stat(sysconfig.get_path("include") + "/
 DEBIAN_PACKAGES := g++ make pkg-config libdnnl-dev libopenblas-dev zlib1g-dev dataset-fashion-mnist
 
 .PHONY: help deps build install stage python python-dev clean demo bench lint format \
-  test test-swift test-c test-examples test-python test-cli venv-test venv-aimet
+  test test-swift test-c test-examples test-python test-keras test-cli venv-test venv-aimet venv-keras
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -88,6 +90,7 @@ python-dev: build ## Put the native module into the source tree: PYTHONPATH=bind
 TEST_FILLED := $(VENV)/.test-requirements
 DATA_FILLED := $(VENV)/.example-requirements
 AIMET_FILLED := $(AIMET_VENV)/.requirements
+KERAS_FILLED := $(KERAS_VENV)/.requirements
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -108,18 +111,31 @@ $(AIMET_FILLED): bindings/python/tests/requirements-aimet.txt
 	  -r bindings/python/tests/requirements-aimet.txt
 	@touch $@
 
+$(KERAS_FILLED): bindings/python/tests/requirements-keras.txt
+	$(PYTHON) -m venv $(KERAS_VENV)
+	$(KERAS_VENV)/bin/pip install -q --disable-pip-version-check \
+	  -r bindings/python/tests/requirements-keras.txt
+	@touch $@
+
 venv-test: $(TEST_FILLED) ## Fill .build/venv with what the Python tests import
 
 venv-aimet: $(AIMET_FILLED) ## Fill .build/venv-aimet with AIMET, the reference
 
+venv-keras: $(KERAS_FILLED) ## Fill .build/venv-keras with TensorFlow and Keras
+
 demo: deps python $(DATA_FILLED) ## Quantize a pretrained EfficientNet-Lite0 and show the table
 	$(VENV)/bin/python examples/python/demo.py --out .build/demo
 
-test: deps test-swift test-c test-examples test-python lint ## Run everything
+test: deps test-swift test-c test-examples test-python test-keras lint ## Run everything
 
 test-python: python venv-test venv-aimet ## Run the Python tests, the command-line tool's among them
 	HALFSTEP_AIMET_PYTHON='$(CURDIR)/$(AIMET_VENV)/bin/python' \
 	  $(VENV)/bin/python -m pytest -q bindings/python
+
+test-keras: build venv-keras ## Run the tests of halfstep.keras, with TensorFlow
+	HALFSTEP_LIBRARY='$(CURDIR)/$(BUILD)/libHalfstepC.so' \
+	  $(KERAS_VENV)/bin/pip install -q --disable-pip-version-check ./bindings/python
+	$(KERAS_VENV)/bin/python -m pytest -q bindings/python/tests/keras
 
 test-cli: python venv-test ## Run the tests of the command-line tool
 	$(VENV)/bin/python -m pytest -q bindings/python/tests/test_cli.py

@@ -6,11 +6,11 @@ import sys
 import keras
 import numpy as np
 import pytest
+from keras import layers, ops
+from networks import application, error_of_range, randomized
+
 from halfstep.errors import InvalidArgumentError, UnsupportedOperatorError
 from halfstep.keras._network import Network
-from keras import layers, ops
-
-from networks import application, error_of_range, randomized
 
 # What the issue asks for. Both sides sum in float32 in different orders: over at most a few
 # thousand terms a layer the error is some 1e-6 of the range.

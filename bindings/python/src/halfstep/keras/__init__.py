@@ -9,5 +9,14 @@
 
 from .folding import equalize_model, fold_all_batch_norms
 from .layers import BoundedReLU
+from .quantizer import QuantizedLayer, Quantizer
+from .simulation import QuantizationSimModel
 
-__all__ = ["BoundedReLU", "equalize_model", "fold_all_batch_norms"]
+__all__ = [
+    "BoundedReLU",
+    "QuantizationSimModel",
+    "QuantizedLayer",
+    "Quantizer",
+    "equalize_model",
+    "fold_all_batch_norms",
+]

@@ -43,7 +43,9 @@ def name_of(function: Any) -> str:
 
 def clip(b: Builder, x: str, low: float | None, high: float | None, suffix: str | None) -> str:
     """Bound a tensor."""
-    ends = ["" if end is None else b.constant(end, what) for end, what in ((low, "min"), (high, "max"))]
+    ends = [
+        "" if end is None else b.constant(end, what) for end, what in ((low, "min"), (high, "max"))
+    ]
     return b.node("Clip", [x, *ends] if ends[1] else [x, ends[0]], suffix)
 
 

@@ -27,7 +27,7 @@ class Parameter(NamedTuple):
 
     def constant(self) -> np.ndarray:
         """Return the constant's present value, a view of the variable's where that is possible."""
-        return np.asarray(self.variable).transpose(self.order).reshape(self.shape)
+        return keras.ops.convert_to_numpy(self.variable).transpose(self.order).reshape(self.shape)
 
     def value(self, constant: Any) -> np.ndarray:
         """Return what the variable has to be for the constant to have this value."""
@@ -86,6 +86,7 @@ class Builder:
         self.outputs: list[tuple[str, tuple[int | None, ...]]] = []
         self.label = ""
         self._names: set[str] = set()
+        self._titles: set[str] = set()
 
     # ---------------------------------------------------------------------------------------------
     # Names and constants
@@ -157,6 +158,11 @@ class Builder:
         else:
             made = tuple(self.fresh(f"{name}:{index}") for index in range(outputs))
         title = self.label if named else made[0]
+        if title in self._titles:
+            title = f"{title}/{op}"
+        while title in self._titles:
+            title += "_"
+        self._titles.add(title)
         self.nodes.append(Node(op, tuple(inputs), made, attributes, title, self.label))
         return made[0] if outputs == 1 else made
 

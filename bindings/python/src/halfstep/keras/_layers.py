@@ -225,7 +225,9 @@ def _dense(b: Builder, layer: Any, x: Value) -> Value:
 
 
 @writes("MultiHeadAttention")
-def _attention(b: Builder, layer: Any, query: Value, value: Value, key: Any = None, **rest: Any) -> Value:
+def _attention(
+    b: Builder, layer: Any, query: Value, value: Value, key: Any = None, **rest: Any
+) -> Value:
     refuse_unless(
         all(item is None or item is False for item in rest.values()),
         "masks, attention scores as an output",
@@ -285,8 +287,12 @@ def _batch_norm(b: Builder, layer: Any, x: Value, **rest: Any) -> Value:
     refuse_unless(axis % x.rank == x.rank - 1, f"axis {axis}, which is not the last one")
     channels = int(layer.moving_mean.shape[0])
     source = b.first(x)
-    gamma = b.parameter(layer.gamma, "gamma") if layer.scale else b.constant(np.ones(channels), "gamma")
-    beta = b.parameter(layer.beta, "beta") if layer.center else b.constant(np.zeros(channels), "beta")
+    gamma = (
+        b.parameter(layer.gamma, "gamma") if layer.scale else b.constant(np.ones(channels), "gamma")
+    )
+    beta = (
+        b.parameter(layer.beta, "beta") if layer.center else b.constant(np.zeros(channels), "beta")
+    )
     mean = b.parameter(layer.moving_mean, "moving_mean")
     variance = b.parameter(layer.moving_variance, "moving_variance")
     out = b.node(
@@ -305,7 +311,9 @@ def _layer_norm(b: Builder, layer: Any, x: Value) -> Value:
     axes = sorted(axis % x.rank for axis in axes)
     refuse_unless(axes == list(range(axes[0], x.rank)), f"axis {layer.axis}, not the last ones")
     shape = tuple(int(x.shape[axis]) for axis in axes)  # type: ignore[arg-type]
-    gamma = b.parameter(layer.gamma, "gamma") if layer.scale else b.constant(np.ones(shape), "gamma")
+    gamma = (
+        b.parameter(layer.gamma, "gamma") if layer.scale else b.constant(np.ones(shape), "gamma")
+    )
     inputs = [b.last(x), gamma]
     if layer.center:
         inputs.append(b.parameter(layer.beta, "beta"))
@@ -340,13 +348,17 @@ def _rescaling(b: Builder, layer: Any, x: Value) -> Value:
 
 @writes("Normalization")
 def _normalization(b: Builder, layer: Any, x: Value) -> Value:
-    refuse_unless(layer.mean is not None, "no statistics yet: call adapt() or give mean and variance")
+    refuse_unless(
+        layer.mean is not None, "no statistics yet: call adapt() or give mean and variance"
+    )
     mean = keras.ops.convert_to_numpy(layer.mean)
     deviation = np.maximum(
         np.sqrt(keras.ops.convert_to_numpy(layer.variance)), np.float32(keras.backend.epsilon())
     )
     if layer.invert:
-        return scaled(b, scaled(b, x, "Mul", deviation, "scaled", "scale"), "Add", mean, None, "mean")
+        return scaled(
+            b, scaled(b, x, "Mul", deviation, "scaled", "scale"), "Add", mean, None, "mean"
+        )
     return scaled(b, scaled(b, x, "Sub", mean, "centered", "mean"), "Div", deviation, None, "scale")
 
 
@@ -447,13 +459,13 @@ def _resizing(b: Builder, layer: Any, x: Value) -> Value:
     method = layer.interpolation
     refuse_unless(method in ("nearest", "bilinear"), f"interpolation '{method}'")
     refuse_unless(x.shape[1] is not None and x.shape[2] is not None, "pictures of unknown size")
-    sizes = [layer.height / x.shape[1], layer.width / x.shape[2]]  # type: ignore[operator]
-    attributes: dict[str, Any] = {"coordinate_transformation_mode": "half_pixel"}
+    sizes = b.constant([layer.height, layer.width], "sizes", np.int64)
+    attributes: dict[str, Any] = {"coordinate_transformation_mode": "half_pixel", "axes": [2, 3]}
     if method == "bilinear":
         attributes["mode"] = "linear"
     else:
         attributes |= {"mode": "nearest", "nearest_mode": "round_prefer_ceil"}
-    inputs = [b.first(x), "", b.constant([1, 1, *sizes], "scales")]
+    inputs = [b.first(x), "", "", sizes]
     return Value(shape_of(layer, x), first=b.node("Resize", inputs, named=True, **attributes))
 
 

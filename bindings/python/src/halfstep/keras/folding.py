@@ -178,7 +178,7 @@ def fold_all_batch_norms(model: keras.Model) -> tuple[keras.Model, tuple[Fold, .
 
 
 def equalize_model(
-    model: keras.Model, *, absorb_high_biases: bool = True, max_iterations: int = 50
+    model: keras.Model, *, absorb_high_biases: bool = False, max_iterations: int = 50
 ) -> keras.Model:
     """Fold batch norms and balance the weight ranges of consecutive layers.
 
@@ -187,7 +187,7 @@ def equalize_model(
     model : keras.Model
         A functional or sequential model, built; it is not changed.
     absorb_high_biases : bool
-        Whether the next layer absorbs high biases.
+        Whether the next layer absorbs high biases, which may change the function.
     max_iterations : int
         Passes over the model at most, 1 or more.
 
