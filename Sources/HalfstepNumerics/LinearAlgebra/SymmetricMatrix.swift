@@ -33,7 +33,9 @@ package struct Matrix: Sendable {
     values = [Double](repeating: 0, count: rows * columns)
   }
 
-  /// Creates a matrix from its elements, column by column; their number must be rows · columns.
+  /// Creates a matrix from its elements, column by column.
+  ///
+  /// - Precondition: There are rows · columns of them. No caller's data decides that: callers allocate.
   package init(rows: Int, columns: Int, values: [Double]) {
     precondition(values.count == rows * columns)
     self.rows = rows
@@ -46,8 +48,9 @@ package struct Matrix: Sendable {
     set { values[column * rows + row] = newValue }
   }
 
-  /// The product of two matrices, either of them transposed if wanted; inner extents must agree.
+  /// The product of two matrices, either of them transposed if wanted.
   ///
+  /// - Precondition: Inner extents agree. Callers multiply a matrix with one made from it.
   /// - Complexity: O(rows · inner · columns).
   package static func product(
     _ a: Matrix, transposed transposeA: Bool = false, _ b: Matrix,

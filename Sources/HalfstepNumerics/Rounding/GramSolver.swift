@@ -17,6 +17,7 @@ package struct RoundingGrid: Sendable {
   /// Highest codes, `[rows, blocks]`.
   package let high: [Float]
 
+  /// - Precondition: Equally many scales and codes, and a block: a layer without weights has no grid.
   package init(blockColumns: Int, blocks: Int, scales: [Float], low: [Float], high: [Float]) {
     precondition(scales.count == low.count && low.count == high.count && blocks > 0)
     self.blockColumns = blockColumns
