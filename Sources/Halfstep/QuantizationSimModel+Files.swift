@@ -80,7 +80,7 @@ extension QuantizationSimModel {
 
   /// Writes `<prefix>.onnx` (the network in float32) and `<prefix>.encodings` to a folder.
   ///
-  /// Each file appears whole or not at all.
+  /// Each file appears whole or not at all; an error before the end leaves both as they were.
   ///
   /// - Parameters:
   ///   - directory: A folder; it is created if its parent exists.
@@ -104,8 +104,11 @@ extension QuantizationSimModel {
         .fileAccess, "cannot create folder '\(directory)': \(String(cString: strerror(errno)))")
     }
     let stem = directory.hasSuffix("/") ? directory + prefix : directory + "/" + prefix
+    // Both are written aside before either takes its name: a disk that fills up changes neither.
+    var encodingsFile = try FileWriter(path: stem + ".encodings")
+    try encodingsFile.append(bytes)
     try ONNXFile.save(simulation.graph, path: stem + ".onnx")
-    try write(bytes, to: stem + ".encodings")
+    try encodingsFile.commit()
   }
 
   /// Writes an ONNX model whose QuantizeLinear and DequantizeLinear pairs carry the encodings.
@@ -157,12 +160,5 @@ extension QuantizationSimModel {
     contentsOf path: String, isStrict: Bool = true
   ) throws(HalfstepError) -> EncodingsLoadReport {
     try loadEncodings(json: try AtomicFile.read(path), isStrict: isStrict)
-  }
-
-  private func write(_ bytes: [UInt8], to path: String) throws(HalfstepError) {
-    let result = bytes.withUnsafeBytes { buffer in
-      Result { () throws(HalfstepError) in try AtomicFile.write(buffer, to: path) }
-    }
-    try result.get()
   }
 }

@@ -14,17 +14,6 @@ package enum AtomicFile {
   /// Files beyond this many bytes are refused by `read`, which keeps them in one array.
   package static let readLimit: Int = 1 << 31
 
-  /// Writes aside in the same folder, then renames.
-  ///
-  /// - Throws: `HalfstepError.fileAccess` naming the path; nothing is left behind then.
-  package static func write(
-    _ bytes: UnsafeRawBufferPointer, to path: String
-  ) throws(HalfstepError) {
-    var file = try FileWriter(path: path)
-    try file.append(bytes)
-    try file.commit()
-  }
-
   /// Writes an array of bytes aside in the same folder, then renames.
   ///
   /// - Throws: `HalfstepError.fileAccess` naming the path; nothing is left behind then.
@@ -54,7 +43,7 @@ func systemErrorText(_ number: Int32 = errno) -> String {
 }
 
 /// A file that takes its name only when it is complete.
-struct FileWriter: ~Copyable {
+package struct FileWriter: ~Copyable {
   private let path: String
   private let target: String
   private let temporary: String
@@ -65,7 +54,7 @@ struct FileWriter: ~Copyable {
   /// Creates the file aside, in the folder of `path`.
   ///
   /// - Throws: `HalfstepError.fileAccess` naming the path.
-  init(path: String) throws(HalfstepError) {
+  package init(path: String) throws(HalfstepError) {
     guard !path.isEmpty, !path.utf8.contains(0) else {
       throw HalfstepError(.fileAccess, "cannot write '\(path)': not a file name")
     }
@@ -119,7 +108,7 @@ struct FileWriter: ~Copyable {
   /// Appends an array of bytes.
   ///
   /// - Throws: `HalfstepError.fileAccess` naming the path.
-  mutating func append(_ bytes: [UInt8]) throws(HalfstepError) {
+  package mutating func append(_ bytes: [UInt8]) throws(HalfstepError) {
     var offset = 0
     // Typed throws do not pass through the closure of an array, hence the result.
     let result: Result<Void, HalfstepError> = bytes.withUnsafeBytes { all in
@@ -137,7 +126,7 @@ struct FileWriter: ~Copyable {
   /// Gives the file its name.
   ///
   /// - Throws: `HalfstepError.fileAccess` naming the path.
-  mutating func commit() throws(HalfstepError) {
+  package mutating func commit() throws(HalfstepError) {
     let closed = close(descriptor)
     descriptor = -1
     guard closed == 0, rename(temporary, target) == 0 else {

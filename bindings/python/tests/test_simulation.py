@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # The QuantizationSimModel class: calibration, running, files, errors.
+import contextlib
 import json
 import os
+import resource
 
 import numpy as np
 import onnx
@@ -336,6 +338,53 @@ def test_folder_that_cannot_be_written(calibrated, tmp_path):
     with pytest.raises(halfstep.FileAccessError):
         calibrated.export_qdq("/proc/net.onnx")
     assert os.listdir(tmp_path) == ["file"]
+
+
+@contextlib.contextmanager
+def full_disk(free):
+    """No file may grow beyond `free` bytes meanwhile, as on a disk that has no more."""
+    # Python ignores the signal that comes with it, so a write fails with EFBIG instead.
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("write", "culprit"),
+    [
+        (lambda sim, model, folder: sim.export(folder, "net"), r"net\.(onnx|encodings)"),
+        (lambda sim, model, folder: sim.export_qdq(folder / "qdq.onnx"), r"qdq\.onnx"),
+        (lambda sim, model, folder: model.save(folder / "net.onnx"), r"net\.onnx"),
+        (
+            lambda sim, model, folder: model.save(folder / "big.onnx", external_data=True),
+            r"big\.onnx",
+        ),
+    ],
+    ids=["export", "export_qdq", "save", "save_external"],
+)
+def test_full_disk_leaves_the_files_as_they_were(calibrated, model, tmp_path, write, culprit):
+    write(calibrated, model, tmp_path)
+    fresh = contents(tmp_path)
+    # What stands there before: something else, to see whether any of the files is replaced.
+    before = {name: b"before" for name in fresh}
+    for name, content in before.items():
+        (tmp_path / name).write_bytes(content)
+    unwritten = state(calibrated)
+    # Too little for any of the files, and too little for the largest alone.
+    for free in (0, min(map(len, fresh.values())) - 1, max(map(len, fresh.values())) - 1):
+        with full_disk(free), pytest.raises(halfstep.FileAccessError, match=culprit):
+            write(calibrated, model, tmp_path)
+        assert contents(tmp_path) == before
+    assert state(calibrated) == unwritten
+    write(calibrated, model, tmp_path)
+    assert contents(tmp_path) == fresh
 
 
 @pytest.mark.parametrize("prefix", ["", "a/b", "../x"])
