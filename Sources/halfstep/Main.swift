@@ -14,6 +14,7 @@ struct HalfstepCommand: ParsableCommand {
         halfstep inspect net.onnx
         halfstep quantize net.onnx --calibration images.npy --scheme sqnr --qdq -o out
         halfstep evaluate out/net.onnx test.npz --encodings out/net.encodings --labels labels
+        halfstep compress net.onnx --target 0.5 -o smaller.onnx
 
       Results go to standard output, everything else to standard error.
 
@@ -27,5 +28,7 @@ struct HalfstepCommand: ParsableCommand {
         130  cancelled with Ctrl-C; nothing is left half written
       """,
     version: halfstepVersion,
-    subcommands: [QuantizeCommand.self, EvaluateCommand.self, InspectCommand.self])
+    subcommands: [
+      QuantizeCommand.self, EvaluateCommand.self, InspectCommand.self, CompressCommand.self,
+    ])
 }

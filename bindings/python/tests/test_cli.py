@@ -253,11 +253,56 @@ def test_inspect_tells_layers_folds_and_sets(folder):
 
 
 # --------------------------------------------------------------------------------------------------
+# compress
+
+
+@pytest.mark.parametrize("scheme", ["spatial-svd", "weight-svd"])
+def test_compressed_network_is_that_of_python(folder, scheme):
+    net, out = folder / "net.onnx", folder / "smaller.onnx"
+    model = halfstep.Model.load(net)
+    compressor = halfstep.ModelCompressor(model, scheme.replace("-", "_"), cost_metric="memory")
+    same = ("compress", net, "--scheme", scheme, "--metric", "memory", "-o", out)
+    done = run(*same, "--target", 0.8)
+    assert done.stdout.splitlines() == [str(out)]
+    assert "of before" in done.stderr and "\r" not in done.stderr
+    expected, stats = compressor.compress(ranks=compressor.select(0.8))
+    assert out.read_bytes() == expected.to_bytes()
+    assert stats.memory_ratio <= 0.8
+
+    layer = compressor.layers[-1]
+    done = run(*same, "--layer", f"{layer.name}=0.5", "--json", "--quiet")
+    assert done.stderr == ""
+    expected, stats = compressor.compress({layer.name: 0.5})
+    assert out.read_bytes() == expected.to_bytes()
+    result = json.loads(done.stdout)
+    assert result["memory_ratio"] == stats.memory_ratio and result["macs"] == list(stats.macs)
+    sizes = {entry["name"]: entry["size"] for entry in result["layers"]}
+    assert sizes == {entry.name: entry.rank for entry in stats.layers}
+    assert sizes[layer.name] is not None and result["refusals"] == stats.refusals
+
+    run(*same, "--ratio", 0.5, "--layer", f"{layer.weight}=1", "--multiplicity", 2, "--quiet")
+    compressor = halfstep.ModelCompressor(
+        model, scheme.replace("-", "_"), cost_metric="memory", multiplicity=2
+    )
+    others = {entry.weight: 0.5 for entry in compressor.layers[:-1]}
+    assert out.read_bytes() == compressor.compress(others)[0].to_bytes()
+
+
+def test_compress_failures_leave_nothing(folder):
+    out = folder / "smaller.onnx"
+    run("compress", folder / "absent.onnx", "--target", 0.5, "-o", out, code=66)
+    (folder / "garbage.onnx").write_bytes(b"\xff" * 100)
+    run("compress", folder / "garbage.onnx", "--target", 0.5, "-o", out, code=65)
+    run("compress", folder / "net.onnx", "--ratio", 0.5, "-o", folder / "no/such.onnx", code=73)
+    assert not out.exists() and not (folder / "no").exists()
+
+
+# --------------------------------------------------------------------------------------------------
 # Help and exit codes
 
 
 def test_help_has_examples():
-    for command in ("quantize", "evaluate", "inspect"):
+    for command in ("quantize", "evaluate", "inspect", "compress"):
         text = run(command, "--help").stdout
         assert "Examples:" in text and f"halfstep {command} net.onnx" in text
     text = run("--help").stdout
@@ -289,6 +334,19 @@ USAGE = [
     ],
     ["quantize", "net.onnx", "--calibration", "x.npy", "-o", "out", "--config", "no_such_config"],
     ["evaluate", "net.onnx", "x.npy"],
+    ["compress", "net.onnx", "-o", "out"],
+    ["compress", "net.onnx", "--target", "0.5"],
+    ["compress", "net.onnx", "--target", "0.5", "--ratio", "0.5", "-o", "out"],
+    ["compress", "net.onnx", "--target", "2", "-o", "out"],
+    ["compress", "net.onnx", "--target", "0.001", "-o", "out"],
+    ["compress", "net.onnx", "--ratio", "-1", "-o", "out"],
+    ["compress", "net.onnx", "--ratio", "0.5", "--multiplicity", "0", "-o", "out"],
+    ["compress", "net.onnx", "--ratio", "0.5", "--ignore", "nobody", "-o", "out"],
+    ["compress", "net.onnx", "--layer", "nobody=0.5", "-o", "out"],
+    ["compress", "net.onnx", "--layer", "conv2", "-o", "out"],
+    ["compress", "net.onnx", "--ratio", "0.5", "--input-shape", "x=1xy", "-o", "out"],
+    ["compress", "net.onnx", "--ratio", "0.5", "--input-shape", "z=1x3x8x8", "-o", "out"],
+    ["compress", "net.onnx", "--ratio", "0.5", "--scheme", "magic", "-o", "out"],
     ["frobnicate"],
     ["inspect", "net.onnx", "--nonsense"],
 ]
