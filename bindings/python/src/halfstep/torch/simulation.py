@@ -6,29 +6,27 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from .. import simulation as engine
 from ..errors import (
     EmptyStatisticsError,
-    FileAccessError,
+    EncodingMismatchError,
     HalfstepError,
-    InvalidArgumentError,
     InvalidStateError,
     UnknownNameError,
 )
-from ..quantizers import GRANULARITIES
 from . import _simulated
-from ._network import Network, as_array
+from ._encodings import encoding_of, make_quantizer, parameter_encodings, set_encoding, write
+from ._network import Network
 from ._trace import evaluating
+from ._watching import Observer, Range, Refresh, ignore, merge, share
 from .quantizer import Quantizer
 
 #: Names of range schemes, AIMET's among them, as the engine knows them.
@@ -137,7 +135,7 @@ class QuantizationSimModel:
             self._original,
             self._network.exported,
             first.quantizers,
-            lambda site: _make_quantizer(site, first),
+            lambda site: make_quantizer(site, first),
         )
         if missing:
             warnings.warn(
@@ -158,7 +156,7 @@ class QuantizationSimModel:
         device = _simulated.device_of(self._original)
         if device is not None:
             self.model.to(device)
-        self.model._before_forward = _Refresh(self)
+        self.model._before_forward = Refresh(self)
         self.onnx = _ONNX(self)
 
     # ---------------------------------------------------------------------------------------------
@@ -192,7 +190,7 @@ class QuantizationSimModel:
             if (quantizer.bits, quantizer.is_symmetric) != (site.bits, site.is_symmetric):
                 sim.set_precision(name, quantizer.bits, quantizer.is_symmetric)
             if quantizer.has_range and (keeps_ranges or quantizer.frozen):
-                sim.set_encoding(name, _encoding_of(quantizer))
+                sim.set_encoding(name, encoding_of(quantizer))
             if not quantizer.enabled:
                 sim.set_enabled(name, False)
         for name, quantizer in self._quantizers.items():
@@ -205,7 +203,7 @@ class QuantizationSimModel:
         for site in sim.quantizers:
             quantizer = self._quantizers.get(site.tensor)
             if quantizer is not None and site.has_encoding and not quantizer.frozen:
-                _set_encoding(quantizer, sim.encoding(site.tensor))
+                set_encoding(quantizer, sim.encoding(site.tensor))
 
     # ---------------------------------------------------------------------------------------------
     # Calibration
@@ -243,13 +241,13 @@ class QuantizationSimModel:
         DeviceMismatchError
         """
         _simulated.device_of(self.model)
-        before = {name: _Range(quantizer) for name, quantizer in self._quantizers.items()}
+        before = {name: Range(quantizer) for name, quantizer in self._quantizers.items()}
         try:
             sim = self._engine(keeps_ranges=False)
             for site in sim.quantizers:
                 quantizer = self._quantizers.get(site.tensor)
                 if quantizer is not None and site.is_parameter and not quantizer.frozen:
-                    _set_encoding(quantizer, sim.encoding(site.tensor))
+                    set_encoding(quantizer, sim.encoding(site.tensor))
             try:
                 with evaluating(self.model), torch.no_grad(), self._watching(sim):
                     if callable(forward_pass_callback):
@@ -259,10 +257,10 @@ class QuantizationSimModel:
                         self._run_batches(forward_pass_callback)
             except Exception as error:
                 if group is not None:
-                    _share(f"{type(error).__name__}: {error}", group)
+                    share(f"{type(error).__name__}: {error}", group)
                 raise
             if group is not None:
-                _merge(sim, _share(sim.statistics(), group))
+                merge(sim, share(sim.statistics(), group))
             sim.finish_calibration()
             self._pull(sim)
         except BaseException:
@@ -292,7 +290,7 @@ class QuantizationSimModel:
         refresh, self.model._before_forward = self.model._before_forward, None
         try:
             for name in watched:
-                self._quantizers[name].observer = _Observer(sim, name)
+                self._quantizers[name].observer = Observer(sim, name)
             # Other activation quantizers let values pass, as they do in the engine.
             idle = [
                 q
@@ -300,7 +298,7 @@ class QuantizationSimModel:
                 if not self._roles[n] and n not in watched and q.enabled
             ]
             for quantizer in idle:
-                quantizer.observer = _ignore
+                quantizer.observer = ignore
             yield
         finally:
             for quantizer in self._quantizers.values():
@@ -376,7 +374,7 @@ class QuantizationSimModel:
     ) -> None:
         """Write ``<filename_prefix>.json`` with the encodings."""
         data = self._engine(keeps_ranges=True).encodings_json(encoding_version)
-        _write(os.path.join(path, f"{filename_prefix}.json"), lambda file: file.write(data))
+        write(os.path.join(path, f"{filename_prefix}.json"), lambda file: file.write(data))
 
     def export(
         self,
@@ -412,9 +410,7 @@ class QuantizationSimModel:
         sim = self._engine(keeps_ranges=True)
         sim.export(path, filename_prefix, encoding_version)
         original = self.get_original_model().cpu()
-        _write(
-            os.path.join(path, f"{filename_prefix}.pth"), lambda file: torch.save(original, file)
-        )
+        write(os.path.join(path, f"{filename_prefix}.pth"), lambda file: torch.save(original, file))
 
     def get_original_model(self) -> nn.Module:
         """Return a copy of the original with the present weights, without quantizers."""
@@ -458,7 +454,7 @@ class QuantizationSimModel:
             if quantizer is None:
                 continue
             if not quantizer.frozen and site.has_encoding:
-                _set_encoding(quantizer, sim.encoding(site.tensor))
+                set_encoding(quantizer, sim.encoding(site.tensor))
             quantizer.enabled = site.is_enabled
             if freeze and site.is_enabled and site.has_encoding:
                 quantizer.frozen = True
@@ -486,11 +482,9 @@ class QuantizationSimModel:
             Naming a parameter that has no quantizer here, or a grid that does not fit.
         FileAccessError, MalformedFileError
         """
-        parameters = _parameter_encodings(encoding_path, self._roles)
+        parameters = parameter_encodings(encoding_path, self._roles)
         unknown = [name for name in parameters.names if not self._roles.get(name, False)]
         if unknown:
-            from ..errors import EncodingMismatchError
-
             raise EncodingMismatchError(
                 "no quantized parameter is named " + ", ".join(f"'{n}'" for n in unknown[:5])
             )
@@ -500,7 +494,7 @@ class QuantizationSimModel:
             quantizer = self._quantizers[name]
             if quantizer.frozen:
                 quantizer.frozen = False
-            _set_encoding(quantizer, sim.encoding(name))
+            set_encoding(quantizer, sim.encoding(name))
             quantizer.enabled = True
             quantizer.frozen = True
 
@@ -543,234 +537,6 @@ class _ONNX:
         self._sim._engine(keeps_ranges=True).export_qdq(
             path, prequantize_constants=prequantize_constants, int32_bias=export_int32_bias
         )
-
-
-class _Observer:
-    """Hands the values of one tensor to the engine's statistics."""
-
-    def __init__(self, sim: engine.QuantizationSimModel, tensor: str) -> None:
-        self.sim, self.tensor = sim, tensor
-
-    def __call__(self, value: torch.Tensor) -> None:
-        if value.numel():
-            self.sim._handle.observe_value(self.tensor, as_array(value))
-
-
-def _ignore(value: torch.Tensor) -> None:
-    """Watch nothing."""
-
-
-class _Refresh:
-    """Keeps the grids of parameters that training does not learn on the present weights.
-
-    Called before each run. A copy of the network shares the engine's rules, and looks at its own
-    weights.
-    """
-
-    def __init__(self, sim: QuantizationSimModel) -> None:
-        self.sim = sim
-        self.model = sim.model
-        self.rules: engine.QuantizationSimModel | None = None
-        self.seen: dict[str, tuple[int, int]] = {}
-        self.pairs: list[tuple[str, Quantizer, nn.Module, str]] | None = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Refresh:
-        clone = object.__new__(_Refresh)
-        clone.sim, clone.rules = self.sim, self.rules
-        clone.model = copy.deepcopy(self.model, memo)
-        clone.seen, clone.pairs = dict(self.seen), None
-        return clone
-
-    def _find(self) -> list[tuple[str, Quantizer, nn.Module, str]]:
-        pairs = []
-        for name, role in self.sim._roles.items():
-            owner, _, key = name.rpartition(".")
-            if not role or name not in self.sim._quantizers:
-                continue
-            module = self.model.get_submodule(owner)
-            pairs.append((name, module.param_quantizers[key], module, key))
-        return pairs
-
-    @torch.compiler.disable
-    def __call__(self) -> None:
-        if self.pairs is None:
-            self.pairs = self._find()
-        for name, quantizer, module, key in self.pairs:
-            if quantizer.learnable or quantizer.frozen or not quantizer.enabled:
-                continue
-            weight = getattr(module, key)
-            version = (weight._version, weight.data_ptr())
-            if self.seen.get(name) == version:
-                continue
-            if self.rules is None:
-                self.rules = self.sim._engine(keeps_ranges=False)
-            raw = self.rules._handle.parameter_encoding(name, as_array(weight))
-            _set_encoding(quantizer, _from_raw(raw))
-            self.seen[name] = version
-
-
-class _Range:
-    """The range of a quantizer, to be put back."""
-
-    def __init__(self, quantizer: Quantizer) -> None:
-        self.state = quantizer.get_extra_state()
-        self.minimum = quantizer.minimum.detach().clone()
-        self.maximum = quantizer.maximum.detach().clone()
-
-    def restore(self, quantizer: Quantizer) -> None:
-        with torch.no_grad():
-            quantizer.minimum.copy_(self.minimum)
-            quantizer.maximum.copy_(self.maximum)
-        quantizer.set_extra_state(self.state)
-
-
-# -------------------------------------------------------------------------------------------------
-# Encodings and quantizers
-
-
-def _make_quantizer(site: engine.Quantizer, sim: engine.QuantizationSimModel) -> Quantizer:
-    """Return a module for a place that the engine quantizes."""
-    options: dict[str, Any] = {
-        "bits": site.bits,
-        "is_symmetric": site.is_symmetric,
-        "name": site.tensor,
-    }
-    if site.has_encoding:
-        grid = sim.encoding(site.tensor)
-        options |= {"is_signed": grid.is_signed, "is_strict": grid.is_strict}
-        if grid.granularity == "per_channel":
-            options |= {"channel_axis": grid.axis, "shape": grid.scales.shape}
-        elif grid.granularity == "per_block":
-            blocks = sim.model.initializers[site.tensor].shape
-            shape = (blocks[grid.axis], len(grid.scales) // blocks[grid.axis])
-            options |= {
-                "channel_axis": grid.axis,
-                "block": (grid.block_axis, grid.block_size),
-                "shape": shape,
-            }
-    return Quantizer(**options)
-
-
-def _from_raw(raw: tuple[Any, ...]) -> engine.Encoding:
-    scales, zero_points, granularity, axis, block_axis, block_size, *rest = raw
-    return engine.Encoding(
-        np.frombuffer(scales, np.float32),
-        np.frombuffer(zero_points, np.int32),
-        GRANULARITIES[granularity],
-        axis,
-        block_axis,
-        block_size,
-        *rest,
-    )
-
-
-def _set_encoding(quantizer: Quantizer, grid: engine.Encoding) -> None:
-    """Give a quantizer the engine's grid."""
-    if len(grid.scales) != quantizer.minimum.numel():
-        raise InvalidArgumentError(
-            f"quantizer '{quantizer.name}': expected {quantizer.minimum.numel()} scales,"
-            f" got {len(grid.scales)}"
-        )
-    quantizer.set_extra_state(
-        quantizer.get_extra_state()
-        | {
-            "bits": grid.bits,
-            "is_symmetric": grid.is_symmetric,
-            "is_signed": grid.is_signed,
-            "is_strict": grid.is_strict,
-        }
-    )
-    quantizer.set_encoding(torch.from_numpy(grid.scales.copy()), grid.zero_points.copy())
-
-
-def _encoding_of(quantizer: Quantizer) -> engine.Encoding:
-    """Return a quantizer's grid as the engine takes it."""
-    grid = quantizer.get_encoding()
-    assert grid is not None
-    block = grid["block"] or (0, 0)
-    per = "per_block" if grid["block"] else "per_tensor"
-    if grid["channel_axis"] is not None and not grid["block"]:
-        per = "per_channel"
-    return engine.Encoding(
-        np.asarray(grid["scale"], np.float32).reshape(-1),
-        np.asarray(grid["zero_point"], np.int32).reshape(-1),
-        per,
-        grid["channel_axis"] or 0,
-        *block,
-        grid["bits"],
-        grid["is_signed"],
-        grid["is_symmetric"],
-        grid["is_strict"],
-    )
-
-
-class _Parameters:
-    """Encodings of parameters: a file's content without the rest, and the names in it."""
-
-    def __init__(self, content: dict[str, Any], names: list[str]) -> None:
-        self.content, self.names = content, names
-
-
-def _parameter_encodings(
-    source: Mapping[str, Any] | str | os.PathLike[str], roles: Mapping[str, bool]
-) -> _Parameters:
-    if isinstance(source, Mapping):
-        content = dict(source)
-    else:
-        from ..errors import MalformedFileError
-
-        try:
-            with open(source, encoding="utf-8") as file:
-                content = json.load(file)
-        except OSError as error:
-            raise FileAccessError(f"cannot read '{os.fspath(source)}': {error.strerror}") from error
-        except ValueError as error:
-            raise MalformedFileError(f"'{os.fspath(source)}' is no JSON: {error}") from error
-    if "encodings" in content:  # 2.0.0 does not tell parameters from the rest
-        kept = [entry for entry in content["encodings"] if roles.get(entry.get("name"), False)]
-        return _Parameters(content | {"encodings": kept}, [entry["name"] for entry in kept])
-    if "param_encodings" not in content:
-        content = {"version": "0.6.1", "param_encodings": content}
-    entries = content["param_encodings"]
-    empty: Any = [] if isinstance(entries, list) else {}
-    names = [e["name"] for e in entries] if isinstance(entries, list) else list(entries)
-    return _Parameters(content | {"activation_encodings": empty}, names)
-
-
-def _share(mine: bytes | str, group: Any) -> list[bytes | str]:
-    """Return what the other processes of a group observed, or what they failed with.
-
-    A process that has failed takes part as well, so that none waits for ever.
-    """
-    import torch.distributed as distributed
-
-    chosen = None if group is True else group
-    everyone: list[Any] = [None] * distributed.get_world_size(chosen)
-    distributed.all_gather_object(everyone, mine, group=chosen)
-    del everyone[distributed.get_rank(chosen)]
-    return everyone
-
-
-def _merge(sim: engine.QuantizationSimModel, others: list[bytes | str]) -> None:
-    """Add what other processes observed."""
-    for other in others:
-        if isinstance(other, str):
-            raise InvalidStateError(f"calibration failed in another process: {other}")
-        sim.merge_statistics(other)
-
-
-def _write(path: str, write: Callable[[Any], Any]) -> None:
-    """Write a file that appears whole or not at all."""
-    aside = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(aside, "wb") as file:
-            write(file)
-        os.replace(aside, path)
-    except OSError as error:
-        raise FileAccessError(f"cannot write '{path}': {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(aside)
 
 
 __all__ = ["EmptyStatisticsError", "HalfstepError", "QuantizationSimModel"]
