@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from .. import _core
+from .._faces import highest_code, lowest_code
 from ..errors import InvalidArgumentError
 
 
@@ -147,12 +148,12 @@ class Quantizer(keras.layers.Layer):
     @property
     def lowest(self) -> int:
         """Lowest code."""
-        return -(1 << (self.bits - 1)) + int(self.strict) if self.signed else 0
+        return lowest_code(self.bits, self.signed, self.strict)
 
     @property
     def highest(self) -> int:
         """Highest code."""
-        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+        return highest_code(self.bits, self.signed)
 
     def call(self, inputs: Any) -> Any:
         """Return the tensor on the grid."""

@@ -16,6 +16,7 @@ import numpy as np
 from keras import tree
 
 from .. import simulation as engine
+from .._faces import scheme_name
 from ..errors import InvalidStateError, UnknownNameError
 from ..quantizers import Encoding, LoadReport
 from . import _activations
@@ -23,15 +24,6 @@ from ._builder import Parameter
 from ._network import Network
 from ._rebuild import Names, clone, copy_weights, rebuild
 from .quantizer import QuantizedLayer, Quantizer
-
-#: Names of AIMET's schemes; others are the engine's.
-_SCHEMES = {
-    "post_training_tf": "min_max",
-    "training_range_learning_with_tf_init": "min_max",
-    "post_training_tf_enhanced": "sqnr",
-    "training_range_learning_with_tf_enhanced_init": "sqnr",
-    "post_training_percentile": "percentile",
-}
 
 
 class QuantizationSimModel:
@@ -77,7 +69,7 @@ class QuantizationSimModel:
     def __init__(
         self,
         model: keras.Model,
-        quant_scheme: str = "min_max",
+        quant_scheme: Any = "min_max",
         default_output_bw: int = 8,
         default_param_bw: int = 8,
         config_file: str | os.PathLike[str] | None = None,
@@ -88,7 +80,7 @@ class QuantizationSimModel:
         self._options = {
             "param_bits": default_param_bw,
             "activation_bits": default_output_bw,
-            "quant_scheme": _SCHEMES.get(quant_scheme, quant_scheme),
+            "quant_scheme": scheme_name(quant_scheme),
             "config": config_file,
             "percentile": percentile,
         }

@@ -18,6 +18,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .. import _core
+from .._faces import highest_code, lowest_code
 from ..errors import InvalidArgumentError, ShapeMismatchError
 
 
@@ -37,12 +38,12 @@ class Grid(NamedTuple):
     @property
     def lowest(self) -> int:
         """Lowest code."""
-        return -(1 << (self.bits - 1)) + int(self.strict) if self.signed else 0
+        return lowest_code(self.bits, self.signed, self.strict)
 
     @property
     def highest(self) -> int:
         """Highest code."""
-        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+        return highest_code(self.bits, self.signed)
 
     def packed(self) -> list[int]:
         """Return the fields as integers, for torch's operator schemas."""

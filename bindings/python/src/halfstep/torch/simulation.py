@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .. import simulation as engine
+from .._faces import scheme_name
 from ..errors import (
     EmptyStatisticsError,
     EncodingMismatchError,
@@ -28,23 +29,6 @@ from ._network import Network
 from ._trace import evaluating
 from ._watching import Observer, Range, Refresh, ignore, merge, share
 from .quantizer import Quantizer
-
-#: Names of range schemes, AIMET's among them, as the engine knows them.
-_SCHEMES = {
-    None: "min_max",
-    "min_max": "min_max",
-    "tf": "min_max",
-    "post_training_tf": "min_max",
-    "training_range_learning_with_tf_init": "min_max",
-    "tf_enhanced": "sqnr",
-    "sqnr": "sqnr",
-    "post_training_tf_enhanced": "sqnr",
-    "training_range_learning_with_tf_enhanced_init": "sqnr",
-    "percentile": "percentile",
-    "post_training_percentile": "percentile",
-    "mse": "mse",
-    "entropy": "entropy",
-}
 
 
 class QuantizationSimModel:
@@ -113,16 +97,11 @@ class QuantizationSimModel:
             raise InvalidStateError(
                 "the model has quantizers already: build the simulation from the original"
             )
-        scheme = getattr(quant_scheme, "value", quant_scheme)
-        scheme = getattr(quant_scheme, "name", scheme) if scheme not in _SCHEMES else scheme
-        if scheme not in _SCHEMES:
-            known = ", ".join(name for name in _SCHEMES if name)
-            raise UnknownNameError(f"quant_scheme {quant_scheme!r}: expected one of {known}")
         _simulated.device_of(model)
         self._options = {
             "param_bits": default_param_bw,
             "activation_bits": default_output_bw,
-            "quant_scheme": _SCHEMES[scheme],
+            "quant_scheme": scheme_name(quant_scheme),
             "config": config_file,
             "percentile": percentile,
         }
