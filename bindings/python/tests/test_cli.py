@@ -169,6 +169,7 @@ def test_commands_of_the_readme_run(folder):
         ["halfstep", "quantize"],
         ["halfstep", "evaluate"],
         ["halfstep", "inspect"],
+        ["halfstep", "compress"],
     ]
     for _, *arguments in commands:
         done = subprocess.run(

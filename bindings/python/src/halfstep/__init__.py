@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from . import _threads as _threads  # First: it loads the native module.
 from . import errors as errors
 from ._core import set_thread_count as _set_thread_count
 from ._core import thread_count as _thread_count
