@@ -1,15 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-# The example program of halfstep.keras.
-import os
+# The example program of halfstep.keras, and the lines in its guide.
 import pathlib
 import re
 import subprocess
 import sys
 
+import keras
+import numpy as np
 import pytest
 
-EXAMPLE = pathlib.Path(__file__).resolve().parents[4] / "examples/python/keras_qat.py"
+ROOT = pathlib.Path(__file__).resolve().parents[4]
+EXAMPLE = ROOT / "examples/python/keras_qat.py"
+GUIDE = ROOT / "docs/keras.md"
 DATA = pathlib.Path("/usr/share/datasets/fashion-mnist")
+
+
+def test_the_guides_lines_run(tmp_path, monkeypatch):
+    (code,) = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {}
+    exec(compile(code, str(GUIDE), "exec"), scope)
+    assert scope["logits"].shape == (64, 10)
+    assert [layer.name for layer in scope["equalized"].layers[1:]] == [
+        *("conv", "relu", "depthwise", "pool", "logits")
+    ]
+    loaded = keras.models.load_model("simulation.keras")
+    again = loaded.predict(scope["pictures"], verbose=0)
+    assert np.array_equal(again, scope["logits"])
+    written = re.findall(r"`(net\.[\w.]+)`", GUIDE.read_text())
+    assert len(set(written)) == 6 and all((tmp_path / "out" / name).exists() for name in written)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
