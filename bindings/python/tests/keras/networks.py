@@ -14,10 +14,23 @@ def randomized(model: keras.Model, seed: int = 0) -> keras.Model:
     return model
 
 
+#: Networks of keras.applications and the height and width that they run at: the least they take,
+#: or 64, so that "same" padding is uneven somewhere.
+APPLICATIONS = {
+    "MobileNetV2": 64,
+    "ResNet50": 64,
+    "EfficientNetV2B0": 64,
+    "DenseNet121": 64,
+    "InceptionV3": 75,
+    "Xception": 71,
+    "ConvNeXtTiny": 64,
+}
+
+
 def application(name: str) -> tuple[keras.Model, np.ndarray]:
     """Return a network of keras.applications and a batch for it."""
     keras.utils.set_random_seed(0)
-    shape = (96, 96, 3)
+    shape = (APPLICATIONS[name], APPLICATIONS[name], 3)
     make = getattr(keras.applications, name)
     model = make(weights=None, input_shape=shape, classes=50, classifier_activation=None)
     batch = np.random.default_rng(1).normal(0, 1, (2, *shape)).astype(np.float32)

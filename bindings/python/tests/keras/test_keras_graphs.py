@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from networks import application, error_of_range, randomized
+from networks import error_of_range, randomized
 
 from halfstep.errors import InvalidArgumentError, UnsupportedOperatorError
 from halfstep.keras._network import Network
@@ -15,16 +15,6 @@ from halfstep.keras._network import Network
 # What the issue asks for. Both sides sum in float32 in different orders: over at most a few
 # thousand terms a layer the error is some 1e-6 of the range.
 TOLERANCE = 1e-4
-
-APPLICATIONS = [
-    "MobileNetV2",
-    "ResNet50",
-    "EfficientNetV2B0",
-    "DenseNet121",
-    "InceptionV3",
-    "Xception",
-    "ConvNeXtTiny",
-]
 
 
 def compare(model: keras.Model, *inputs: np.ndarray) -> None:
@@ -34,12 +24,6 @@ def compare(model: keras.Model, *inputs: np.ndarray) -> None:
     actual = network.bound().run(dict(zip(network.inputs, inputs, strict=True)))
     for name, want in zip(network.outputs, expected, strict=True):
         assert error_of_range(actual[name], want.numpy()) < TOLERANCE
-
-
-@pytest.mark.parametrize("name", APPLICATIONS)
-def test_applications_give_the_same_outputs(name):
-    model, batch = application(name)
-    compare(model, batch)
 
 
 PICTURE, SIGNAL, VOLUME, TOKENS, VECTOR = (11, 13, 4), (15, 4), (7, 6, 5, 3), (6, 8), (12,)

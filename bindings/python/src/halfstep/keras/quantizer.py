@@ -278,9 +278,9 @@ class QuantizedLayer(keras.layers.Layer):
                 variable.assign(value)
         return result
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        """Return the layer's output shape."""
-        return self.layer.compute_output_shape(input_shape)
+    def compute_output_spec(self, inputs: Any, training: Any = None) -> Any:
+        """Return the layer's output, which some layers know only by running symbolically."""
+        return self.layer.compute_output_spec(inputs)
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` needs."""

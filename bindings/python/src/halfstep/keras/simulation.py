@@ -239,12 +239,13 @@ class QuantizationSimModel:
             else:
                 layer = clone(operation, name, **({"activation": "linear"} if split else {}))
             self._copies[key], self._sources[key] = layer, operation
-            quantizers = self._of_variables(operation)
-            single = len(args) == 1 and isinstance(args[0], keras.KerasTensor) and not kwargs
-            if quantizers and single:
+            quantizers = self._of_variables(operation) if _is_single(args, kwargs) else {}
+            if quantizers:
                 self._wrapped[key] = QuantizedLayer(layer, quantizers, name=name)
             else:
                 self._wrapped[key] = layer
+        if isinstance(self._wrapped[key], QuantizedLayer):
+            kwargs = {}
         return self._wrapped[key](*args, **kwargs)
 
     def _of_variables(self, operation: Any) -> dict[str, Quantizer]:
@@ -512,6 +513,15 @@ class QuantizationSimModel:
         report = sim.load_encodings(source, strict)
         self._pull(sim)
         return report
+
+
+def _is_single(args: Any, kwargs: Any) -> bool:
+    """Return whether a call has one tensor and, like a mask of None, defaults."""
+    return (
+        len(args) == 1
+        and isinstance(args[0], keras.KerasTensor)
+        and all(value is None for value in kwargs.values())
+    )
 
 
 def _groups(parameter: Parameter, axis: int) -> tuple[np.ndarray, tuple[int, ...]]:
