@@ -10,6 +10,7 @@
 from .folding import equalize_model, fold_all_batch_norms
 from .layers import BoundedReLU
 from .quantizer import QuantizedLayer, Quantizer
+from .rounding import Rounded, apply_adaround, apply_seq_mse, correct_bias
 from .simulation import QuantizationSimModel
 
 __all__ = [
@@ -17,6 +18,10 @@ __all__ = [
     "QuantizationSimModel",
     "QuantizedLayer",
     "Quantizer",
+    "Rounded",
+    "apply_adaround",
+    "apply_seq_mse",
+    "correct_bias",
     "equalize_model",
     "fold_all_batch_norms",
 ]

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+# Rounding of weights and correction of biases for Keras models.
+"""AdaRound, sequential MSE and bias correction, as the engine does them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+from keras import tree
+
+from .. import simulation as engine
+from .._faces import scheme_name
+from ..errors import EmptyStatisticsError
+from ..rounding import RoundedLayer
+from ._network import Network
+from .folding import _applied, _Changed
+
+
+class Rounded(NamedTuple):
+    """A rounded model, what was done to it, and the grids that it was rounded for."""
+
+    #: A new model whose layers have the names that they had.
+    model: keras.Model
+    #: What became of each layer, in the order in which they run.
+    layers: tuple[RoundedLayer, ...]
+    #: Encodings of weights and activations; `QuantizationSimModel.load_encodings` takes them.
+    encodings: dict[str, Any]
+
+
+def _arrays(network: Network, data: Any) -> dict[str, np.ndarray]:
+    names = network.inputs
+    batches = [data] if hasattr(data, "__array__") or isinstance(data, dict) else list(data)
+    parts: list[list[np.ndarray]] = []
+    for batch in batches:
+        if isinstance(batch, (tuple, list)) and len(names) == 1:
+            batch = batch[0]
+        values = [batch[name] for name in names] if isinstance(batch, dict) else tree.flatten(batch)
+        parts.append([np.asarray(value) for value in values])
+    if not parts:
+        raise EmptyStatisticsError("data: no batches")
+    columns = zip(*parts, strict=True)
+    return {name: np.concatenate(one) for name, one in zip(names, columns, strict=True)}
+
+
+def _rounded(
+    model: keras.Model, method: str, data: Any, param_bits: int, options: dict[str, Any]
+) -> Rounded:
+    options["quant_scheme"] = scheme_name(options.get("quant_scheme"))
+    network = Network(model)
+    bound, values = network.bound(), _arrays(network, data)
+    layers = getattr(bound, method)(values, param_bits=param_bits, **options)
+    sim = engine.QuantizationSimModel(
+        bound,
+        param_bits=param_bits,
+        # Layers may be rounded with float activations; the encodings have some nevertheless.
+        activation_bits=options.get("activation_bits") or 8,
+        quant_scheme=options["quant_scheme"],
+        config=options.get("config"),
+        percentile=options.get("percentile", 100.0),
+    )
+    sim.compute_encodings([values])
+    return Rounded(_applied(model, _Changed(network, bound), set()), layers, sim.encodings())
+
+
+def apply_adaround(
+    model: keras.Model, data: Any, param_bits: int = 4, *, method: str = "auto", **options: Any
+) -> Rounded:
+    """Round weights so that the network's outputs change least, with unlabeled data.
+
+    Fold batch norms first. Make the simulation of the result with the same widths and load the
+    encodings that come with it after `compute_encodings`, which would choose grids of its own.
+
+    Parameters
+    ----------
+    model : keras.Model
+        A functional or sequential model, built; it is not changed.
+    data : array, dict of arrays, or iterable of batches
+        Inputs, ``[N, ...]``; of a tuple, such as a dataset's, the first item counts.
+    param_bits : int
+        Width of weights, 2 to 16.
+    method : str
+        ``"auto"``, ``"gram"``, ``"gradient"`` or ``"sequential_mse"``.
+    **options
+        As `halfstep.Model.adaround` takes them, such as ``excluded_layers`` or ``seed``.
+
+    Raises
+    ------
+    UnsupportedOperatorError, EmptyStatisticsError, NonFiniteValueError, ShapeMismatchError
+    InvalidArgumentError, UnknownNameError, InvalidConfigurationError
+
+    References
+    ----------
+    Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", 2020,
+    arXiv:2004.10568.
+    """
+    return _rounded(model, "adaround", data, param_bits, {**options, "method": method})
+
+
+def apply_seq_mse(model: keras.Model, data: Any, param_bits: int = 4, **options: Any) -> Rounded:
+    """Search weight scales for the least error of each layer's output, layer after layer.
+
+    Arguments, result and errors are those of `apply_adaround`.
+    """
+    return _rounded(model, "adaround", data, param_bits, {**options, "method": "sequential_mse"})
+
+
+def correct_bias(model: keras.Model, data: Any, param_bits: int = 8, **options: Any) -> Rounded:
+    """Correct biases for what rounding weights to nearest does to the means of outputs.
+
+    Arguments, result and errors are those of `apply_adaround`, options those of
+    `halfstep.Model.correct_biases`. Layers without a bias may get one.
+    """
+    return _rounded(model, "correct_biases", data, param_bits, options)
