@@ -190,3 +190,25 @@ def test_importing_halfstep_does_not_import_tensorflow():
     code = "import halfstep, sys; print({'tensorflow', 'keras', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+class Custom(layers.Layer):
+    def call(self, x):
+        return x * 2.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "make", "what"),
+    [
+        ((8, 6), lambda: Custom(name="odd"), r"\(Custom\): no such layer"),
+        ((4, 9, 9), lambda: layers.MaxPooling2D(data_format="channels_first", name="odd"), "first"),
+        ((8, 8, 4), lambda: layers.Conv2D(3, 1, dtype="mixed_float16", name="odd"), "float16"),
+        ((8, 8, 4), lambda: layers.BatchNormalization(axis=1, name="odd"), "axis 1"),
+        ((8, 8, 4), lambda: layers.Resizing(4, 4, "bicubic", name="odd"), "'bicubic'"),
+        ((8,), lambda: layers.Embedding(5, 2, mask_zero=True, name="odd"), "mask_zero"),
+    ],
+)
+def test_errors_name_the_layer_and_what_is_wrong_with_it(shape, make, what):
+    model = keras.Sequential([keras.Input(shape), make()])
+    with pytest.raises(UnsupportedOperatorError, match=f"layer 'odd'.*{what}"):
+        Network(model)
