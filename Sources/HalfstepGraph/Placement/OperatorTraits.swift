@@ -40,6 +40,9 @@ package enum OperatorTraits {
     "AveragePool", "Relu", "Resize", "Upsample", "CropAndResize",
   ]
 
+  /// Types that hand a hidden state from step to step.
+  static let recurrent: Set<String> = ["RNN", "LSTM", "GRU"]
+
   static let normalizations: Set<String> = [
     "BatchNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization",
     "InstanceNormalization",

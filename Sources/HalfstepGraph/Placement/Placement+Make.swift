@@ -100,10 +100,13 @@ extension _QuantizerBoard {
     }
     var derived: [String: String] = [:]
     func grid(_ tensor: String) -> Int? { grids[tensor].flatMap { assignment[$0] } }
-    let moving = graph.nodes.filter {
-      OperatorTraits.preservesGrid($0)
-        || $0.domain.isEmpty && OperatorTraits.joining.contains($0.opType)
-    }
+    // What a pattern holds inside has no grid of its own.
+    let fused = Set(operations.list.filter { $0.nodes.count > 1 }.flatMap(\.nodes))
+    let moving = graph.nodes.enumerated().filter { position, node in
+      !fused.contains(position)
+        && (OperatorTraits.preservesGrid(node)
+          || node.domain.isEmpty && OperatorTraits.joining.contains(node.opType))
+    }.map(\.element)
     func derive(_ node: Node) {
       let inputs = node.inputs.filter { types.isQuantizable($0) }
       let outputs = node.outputs.filter { types.isQuantizable($0) }

@@ -51,6 +51,7 @@ struct _PatternMatcher {
     case "Mul", "Div":
       if passes.contains("LayerNormalization"), let match = layerNorm(position) { return match }
       return passes.contains("RMSNormalization") ? rmsNorm(position) : nil
+    case "Softmax": return passes.contains("MaskedSoftmax") ? maskedSoftmax(position) : nil
     default: return nil
     }
   }
@@ -214,7 +215,7 @@ struct _PatternMatcher {
 
   // MARK: Helpers
 
-  private func operation(_ type: String, _ nodes: [Int], inputs: [String]) -> _Operation {
+  func operation(_ type: String, _ nodes: [Int], inputs: [String]) -> _Operation {
     _Operation(
       type: type, domain: "", nodes: nodes, inputs: inputs,
       outputs: graph.nodes[nodes.last!].outputs
@@ -222,7 +223,7 @@ struct _PatternMatcher {
   }
 
   /// The node that writes a tensor with a single reader.
-  private func soleReadNode(_ tensor: String) -> Int? {
+  func soleReadNode(_ tensor: String) -> Int? {
     guard index.soleUse(of: tensor) != nil, let position = index.producers[tensor],
       !taken.contains(position), graph.nodes[position].domain.isEmpty
     else { return nil }
@@ -230,7 +231,7 @@ struct _PatternMatcher {
   }
 
   /// The node of the given type that writes a tensor with a single reader.
-  private func inner(_ tensor: String, _ type: String) -> Int? {
+  func inner(_ tensor: String, _ type: String) -> Int? {
     guard let position = soleReadNode(tensor), graph.nodes[position].opType == type else {
       return nil
     }

@@ -2,6 +2,7 @@
 // What target hardware demands beyond the configuration: parameter widths, symmetry, shared grids.
 
 import HalfstepNumerics
+import OrderedCollections
 
 extension _QuantizerBoard {
   private static let weightedTypes: Set<String> = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
@@ -79,6 +80,31 @@ extension _QuantizerBoard {
   mutating func tieQuantizers() {
     tieInputsToOutputs()
     tieOutputsToInputs()
+    tieRecurrentStates()
+  }
+
+  /// Input, initial and final hidden state of a recurrent operator take the quantizer of its sequence
+  /// of hidden states, and the initial cell state that of the final one.
+  private mutating func tieRecurrentStates() {
+    // A quantizer that several operators claim goes to the last.
+    var replaced: OrderedDictionary<Int, Int> = [:]
+    for operation in operations.list
+    where operation.domain.isEmpty && OperatorTraits.recurrent.contains(operation.type) {
+      // Without a grid of its own (an excluded layer's), a state has none to share.
+      if let hidden = outputQuantizer(of: operation, 0), quantizers[hidden].isEnabled {
+        let states = [
+          inputQuantizer(of: operation, 0), outputQuantizer(of: operation, 1),
+          inputQuantizer(of: operation, 5),
+        ]
+        for state in states { if let state { replaced[state] = hidden } }
+      }
+      if let cell = outputQuantizer(of: operation, 2), quantizers[cell].isEnabled,
+        let initial = inputQuantizer(of: operation, 6)
+      {
+        replaced[initial] = cell
+      }
+    }
+    for (old, new) in replaced { replaceQuantizer(old, by: new) }
   }
 
   /// Inputs of joining operators take the output's quantizer, through nested ones.
@@ -140,6 +166,18 @@ extension _QuantizerBoard {
         update(source.tensor) { $0.absorb(follower) }
         tie(output, to: source.tensor)
       }
+    }
+  }
+
+  /// Which quantizer an output has.
+  private func outputQuantizer(of operation: _Operation, _ position: Int) -> Int? {
+    position < operation.outputs.count ? assignment[operation.outputs[position]] : nil
+  }
+
+  /// Which quantizer shapes the values of an operand.
+  private func inputQuantizer(of operation: _Operation, _ position: Int) -> Int? {
+    operation.input(position).flatMap { effectiveQuantizer(of: $0) }.flatMap {
+      assignment[$0.tensor]
     }
   }
 

@@ -117,6 +117,11 @@ struct _QuantizerBoard {
     if let index = assignment[leader], assignment[tensor] != nil { assignment[tensor] = index }
   }
 
+  /// Gives every tensor that has one quantizer another one.
+  mutating func replaceQuantizer(_ old: Int, by new: Int) {
+    for (tensor, index) in assignment where index == old { assignment[tensor] = new }
+  }
+
   /// The tensor whose quantizer shapes the values of `tensor`: itself, or one upstream through
   /// operations that keep the grid; with the positions of those operations.
   func effectiveQuantizer(of tensor: String) -> (tensor: String, path: [Int])? {

@@ -28,15 +28,13 @@ struct PlacementCase: Decodable, Sendable, CustomTestStringConvertible {
 
 @Suite struct PlacementParityTests {
   @Test func fixturesAreThere() {
-    #expect(PlacementCase.all.count == 46)
+    #expect(PlacementCase.all.count == 55)
   }
 
   @Test(arguments: PlacementCase.all)
   func quantizersEqualAIMETs(_ test: PlacementCase) throws {
-    let sequence = ["attention", "layernorm", "layernorm_op", "rmsnorm"].contains(test.name)
-    var inputs = [("x", sequence ? [1, 1, 8, 8] : [1, 3, 8, 8])]
-    if test.name == "dynamic_conv" { inputs.append(("z", [4, 3, 1, 1])) }
-    let graph = try TextGraph.make(test.net, inputs: inputs)
+    var graph = try TextGraph.make(test.net, inputs: Self.inputs(of: test.name))
+    if test.name.hasPrefix("masked_") { graph.inputs[1].dataType = .bool }
     for run in test.runs {
       let parts = run.run.split(separator: " ").map(String.init)
       let configuration = try #require(RuntimeConfiguration.named(parts[0]))
@@ -63,6 +61,18 @@ struct PlacementCase: Decodable, Sendable, CustomTestStringConvertible {
         #expect(
           actual[name] == expected[name], "\(test.name), \(run.run): tensor \(name)")
       }
+    }
+  }
+
+  /// The inputs of a net, as in record.py.
+  private static func inputs(of name: String) -> [(String, [Int])] {
+    let square = ["attention", "layernorm", "layernorm_op", "rmsnorm"]
+    switch name {
+    case "dynamic_conv": return [("x", [1, 3, 8, 8]), ("z", [4, 3, 1, 1])]
+    case "lstm_states", "gru": return [("x", [5, 1, 8]), ("z", [1, 1, 4])]
+    case "lstm", "lstm_plain", "gru_shared", "rnn_fan": return [("x", [5, 1, 8])]
+    case _ where name.hasPrefix("masked_"): return [("x", [1, 1, 8, 8]), ("z", [1, 1, 8, 8])]
+    default: return [("x", square.contains(name) ? [1, 1, 8, 8] : [1, 3, 8, 8])]
     }
   }
 
@@ -112,6 +122,10 @@ extension RuntimeConfiguration {
         ["Conv", "Relu"], ["ConvTranspose", "Relu"], ["Conv", "Clip"], ["Add", "Relu"],
         ["Gemm", "Relu"],
       ]
+    case "htp_v73+MaskedSoftmax":
+      guard var base = named("htp_v73") else { return nil }
+      base.supergroupPasses.append("MaskedSoftmax")
+      return base
     case "htp_v73", "htp_v66":
       it.hardwareVersion = name == "htp_v73" ? "V73" : "V66"
       set(["ChannelShuffle", "Gather", "NonMaxSuppression"]) { $0.isOutputQuantized = false }

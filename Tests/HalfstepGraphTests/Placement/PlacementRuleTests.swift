@@ -279,6 +279,17 @@ import Testing
     #expect(Array(sites.keys) == ["s"])
   }
 
+  @Test func excludedRecurrentLayerLeavesItsInputAGrid() throws {
+    let net = [
+      "s = Sigmoid(x)", "h, g = GRU(s, w[1,12,8], r[1,12,4]) hidden_size=4", "t = Tanh(s)",
+      "y = Mul(g, g)", "y2 = Mul(t, t)",
+    ]
+    let all = try place(net, plain).sites
+    #expect(all["s"]?.tieLeader == "h" && all["g"]?.tieLeader == "h")
+    let sites = try place(net, plain, excluding: ["n1"]).sites
+    #expect(sites["s"]?.tieLeader == "s" && sites["h"] == nil && sites["g"] == nil)
+  }
+
   @Test func unknownExcludedNodeIsNamed() throws {
     let error = #expect(throws: HalfstepError.self) {
       _ = try place(convRelu, plain, excluding: ["n0", "nowhere"])

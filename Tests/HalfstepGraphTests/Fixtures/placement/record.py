@@ -68,10 +68,35 @@ NETS = {
     "conv3d": ["r = Reshape(x, s:1,3,2,4,8)", "c = Conv(r, w[4,3,1,1,1])", "y = Relu(c)"],
     "two_outputs": ["c = Conv(x, w[4,3,1,1])", "y = Relu(c)", "y2 = Conv(y, v[2,4,1,1])"],
     "tanh_relu": ["t = Tanh(x)", "y = Relu(t)"],
+    "lstm": ["h, g, c = LSTM(x, w[1,16,8], r[1,16,4], b[1,32], , i[1,1,4], j[1,1,4]) hidden_size=4", "q = Squeeze(h, a:1)", "m = Mul(g, c)", "y = MatMul(q, v[4,2])", "y2 = Sigmoid(m)"],
+    "lstm_plain": ["s = Sigmoid(x)", "h = LSTM(s, w[1,16,8], r[1,16,4]) hidden_size=4", "q = Squeeze(h, a:1)", "k = LSTM(q, u[1,16,4], t[1,16,4]) hidden_size=4", "y = Tanh(k)"],
+    "lstm_states": ["e = Sigmoid(z)", "f = Tanh(z)", "h, g, c = LSTM(x, w[1,16,8], r[1,16,4], , , e, f) hidden_size=4", "n = Add(g, c)", "y = Mul(h, h)", "y2 = Sigmoid(n)"],
+    "gru": ["e = Sigmoid(z)", "h, g = GRU(x, w[1,12,8], r[1,12,4], b[1,24], , e) hidden_size=4", "y = Mul(h, h)", "y2 = Sigmoid(g)"],
+    "gru_shared": ["s = Sigmoid(x)", "h, g = GRU(s, w[1,12,8], r[1,12,4]) hidden_size=4", "y = Mul(s, s)", "y2 = Mul(h, g)"],
+    "rnn_fan": ["t = Transpose(x) perm=0,1,2", "h, g = RNN(t, w[1,4,8], r[1,4,4]) hidden_size=4", "k = RNN(t, u[1,4,8], v[1,4,4]) hidden_size=4", "y = Add(h, k)", "y2 = Sigmoid(g)"],
+    "masked_softmax": ["l = ReduceMin(x, d:-1)", "a = Add(l, k~-20)", "w = Where(z, x, a)", "p = Softmax(w) axis=-1", "y = MatMul(p, x)"],
+    "masked_softmax_axis": ["s = MatMul(x, u[8,8])", "l = ReduceMin(s, d:3)", "a = Add(l, k~-1000)", "w = Where(z, s, a)", "p = Softmax(w) axis=3", "y = MatMul(p, x)"],
+    "masked_softmax_weak": ["l = ReduceMin(x, d:-1)", "a = Add(l, k~-19)", "w = Where(z, x, a)", "p = Softmax(w) axis=-1", "y = MatMul(p, x)"],
     "conv_transpose_perm": ["c = Conv(x, w[4,3,1,1])", "t = Transpose(c) perm=0,2,3,1", "y = Relu(t)"],
 }
-EXTRA_INPUTS = {"dynamic_conv": ("z", [4, 3, 1, 1])}
+# A second input, where there is one: its type and shape.
+MASK = (TensorProto.BOOL, [1, 1, 8, 8])
+STATE = (TensorProto.FLOAT, [1, 1, 4])
+EXTRA_INPUTS = {
+    "dynamic_conv": (TensorProto.FLOAT, [4, 3, 1, 1]), "lstm_states": STATE, "gru": STATE,
+    "masked_softmax": MASK, "masked_softmax_axis": MASK, "masked_softmax_weak": MASK,
+}
+# AIMET knows the pattern with axes as an input only.
+OPSETS = {name: 18 for name in NETS if name.startswith("masked_")}
+SQUARE = [1, 1, 8, 8]
+SEQUENCE = [5, 1, 8]
+SHAPES = {name: SQUARE for name in ("attention", "layernorm", "layernorm_op", "rmsnorm")}
+SHAPES |= {name: SQUARE for name in NETS if name.startswith("masked_")}
+SHAPES |= {name: SEQUENCE for name in NETS if re.match("lstm|gru|rnn", name)}
+# Patterns that no built-in configuration names, added to one that is there.
+PASSES = {"htp_v73+MaskedSoftmax": ("htp_v73", ["MaskedSoftmax"])}
 RUNS = [("default_per_channel", 8, 8), ("default", 4, 16), ("htp_v73", 8, 8), ("htp_v73", 8, 16), ("htp_v66", 8, 16)]
+MASKED_RUNS = [("htp_v73+MaskedSoftmax", 8, 8)]
 
 
 def constant(token, initializers):
@@ -113,16 +138,17 @@ def model(name, lines):
         inputs = [constant(t.strip(), initializers) for t in inputs]
         nodes.append(helper.make_node(op, inputs, outputs.split(", "), f"n{len(nodes)}", **dict(map(attribute, rest.split()))))
     produced = {o for n in nodes for o in n.output}
-    shape = [1, 1, 8, 8] if name in ("attention", "layernorm", "layernorm_op", "rmsnorm") else [1, 3, 8, 8]
+    shape = SHAPES.get(name, [1, 3, 8, 8])
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
     if name in EXTRA_INPUTS:
-        inputs.append(helper.make_tensor_value_info(EXTRA_INPUTS[name][0], TensorProto.FLOAT, EXTRA_INPUTS[name][1]))
+        inputs.append(helper.make_tensor_value_info("z", *EXTRA_INPUTS[name]))
     kind = TensorProto.INT64 if name == "argmax" else TensorProto.FLOAT
     outputs = [helper.make_tensor_value_info(o, kind, None) for o in ("y", "y2") if o in produced]
     graph = helper.make_graph(nodes, name, inputs, outputs, list(initializers.values()))
-    result = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    result = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSETS.get(name, 17))])
     result.ir_version = 8
-    return result
+    # Its MaskedSoftmax wants to know that there are four axes.
+    return onnx.shape_inference.infer_shapes(result) if name in OPSETS else result
 
 
 def placement(source, config, parameter_bits, activation_bits):
@@ -149,11 +175,20 @@ def placement(source, config, parameter_bits, activation_bits):
 
 
 def config_path(name):
-    if name != "default":
+    if name != "default" and name not in PASSES:
         return "default" if name == "default_per_channel" else name
     import aimet_onnx.common.quantsim_config as folder
 
-    return os.path.join(list(folder.__path__)[0], "default_config.json")
+    folder = list(folder.__path__)[0]
+    if name not in PASSES:
+        return os.path.join(folder, "default_config.json")
+    base, passes = PASSES[name]
+    with open(os.path.join(folder, f"htp_quantsim_config_{base.removeprefix('htp_')}.json")) as file:
+        configuration = json.load(file)
+    configuration["supergroup_pass_list"] += passes
+    with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
+        json.dump(configuration, file)
+    return file.name
 
 
 def main():
@@ -161,7 +196,8 @@ def main():
     for name, lines in NETS.items():
         source = model(name, lines)
         case = {"name": name, "net": lines, "runs": []}
-        for config, parameter_bits, activation_bits in RUNS:
+        runs = RUNS + (MASKED_RUNS if name.startswith("masked_") else [])
+        for config, parameter_bits, activation_bits in runs:
             run = {"run": f"{config} {parameter_bits} {activation_bits}"}
             try:
                 run["quantizers"] = placement(source, config_path(config), parameter_bits, activation_bits)
