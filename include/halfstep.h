@@ -379,6 +379,19 @@ hs_status hs_model_set_initializer_borrowed(hs_model *model, const char *name,
                                             const hs_tensor_view *value, hs_release_fn release,
                                             void *user_data, hs_error *error);
 
+/// Takes a constant out of the model, which then asks for it as an input; undoes
+/// hs_model_set_initializer().
+///
+/// Once every weight is out, hs_model_serialize() writes the structure alone.
+/// @param[in,out] model the model
+/// @param[in] name a constant
+/// @param[out] out_tensors the constant alone; owned by the caller, see hs_tensors_free()
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_UNKNOWN_NAME
+/// @since 0.1
+hs_status hs_model_take_initializer(hs_model *model, const char *name, hs_tensors **out_tensors,
+                                    hs_error *error);
+
 /// What a run gives back.
 /// @since 0.1
 typedef struct hs_run_options {

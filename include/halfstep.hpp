@@ -376,6 +376,12 @@ class Model {
     detail::call(hs_model_set_initializer, handle_.get(), name.c_str(), &view);
   }
 
+  /// Takes a constant out of the model, which then asks for it as an input.
+  Tensors take_initializer(const std::string &name) {
+    return Tensors(
+        detail::get<hs_tensors *>(hs_model_take_initializer, handle_.get(), name.c_str()));
+  }
+
   /// Runs the network in float arithmetic.
   Tensors run(const Inputs &inputs, const std::vector<std::string> &extra_outputs = {}) {
     detail::RawInputs raw(inputs);

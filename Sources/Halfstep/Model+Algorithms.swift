@@ -52,9 +52,11 @@ extension Model {
   /// - Complexity: O(weights).
   @discardableResult
   public mutating func foldBatchNorms() throws(HalfstepError) -> [BatchNormFold] {
-    var copy = graph
-    let folds = try BatchNormFolding().apply(to: &copy)
-    graph = copy
+    // Weights with one owner change in place.
+    var graph = Graph()
+    swap(&graph, &self.graph)
+    defer { self.graph = graph }
+    let folds = try BatchNormFolding().apply(to: &graph)
     return folds.map {
       BatchNormFold(layer: $0.layer, batchNorm: $0.batchNorm, isForward: $0.isForward)
     }
@@ -88,10 +90,12 @@ extension Model {
     var algorithm = CrossLayerEqualization.Options()
     algorithm.absorbsHighBiases = options.absorbsHighBiases
     algorithm.maximumIterations = options.maximumIterations
-    var copy = graph
+    // Weights with one owner change in place.
+    var graph = Graph()
+    swap(&graph, &self.graph)
+    defer { self.graph = graph }
     let report = try CrossLayerEqualization(options: algorithm).apply(
-      to: &copy, progress: progress.map { tell in { tell($0, options.maximumIterations) } })
-    graph = copy
+      to: &graph, progress: progress.map { tell in { tell($0, options.maximumIterations) } })
     return EqualizationReport(
       sets: report.sets.map { EqualizedSet(layers: $0.layers, factors: $0.factors) },
       iterations: report.iterations)

@@ -127,6 +127,27 @@ public struct Model: Sendable {
     graph.inputs.removeAll { $0.name == name }
   }
 
+  /// Takes a constant out of the model, which then asks for it as an input.
+  ///
+  /// The opposite of `setInitializer`: once every weight is out, `serialized()` gives the structure
+  /// alone, and each weight lives as long as its taker holds it.
+  ///
+  /// - Parameter name: A constant.
+  /// - Returns: Its value.
+  /// - Throws: `HalfstepError.unknownName`.
+  public mutating func takeInitializer(_ name: String) throws(HalfstepError) -> Tensor {
+    guard let value = graph.initializers.removeValue(forKey: name) else {
+      throw HalfstepError(.unknownName, "model has no constant '\(name)'")
+    }
+    if !graph.inputs.contains(where: { $0.name == name }) {
+      graph.inputs.append(
+        ValueInfo(
+          name: name, dataType: value.dataType,
+          dimensions: value.shape.dimensions.map { .fixed($0) }))
+    }
+    return value
+  }
+
   // MARK: Running
 
   /// Runs the network in float arithmetic.

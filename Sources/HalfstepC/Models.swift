@@ -224,6 +224,22 @@ public func hs_model_set_initializer_borrowed(
   }
 }
 
+@_cdecl("hs_model_take_initializer") @implementation
+public func hs_model_take_initializer(
+  _ model: OpaquePointer?, _ name: UnsafePointer<CChar>?,
+  _ outTensors: UnsafeMutablePointer<OpaquePointer?>?, _ error: UnsafeMutablePointer<hs_error>?
+) -> hs_status {
+  outTensors?.pointee = nil
+  return report(to: error) { () throws(HalfstepError) in
+    let handle = try object(model, "model", as: ModelHandle.self)
+    let name = try text(name, "name")
+    let out = try required(outTensors, "out_tensors")
+    var tensors = NamedTensors()
+    tensors[name] = try handle.model.takeInitializer(name)
+    out.pointee = handOver(TensorsHandle(tensors))
+  }
+}
+
 @_cdecl("hs_run_options_init") @implementation
 public func hs_run_options_init(_ options: UnsafeMutablePointer<hs_run_options>?) {
   options?.pointee = hs_run_options()

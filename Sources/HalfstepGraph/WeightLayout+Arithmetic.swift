@@ -20,6 +20,75 @@ extension WeightLayout {
     _ weight: Tensor, outputFactors: [Double]?, inputFactors: [Double]?
   ) throws(HalfstepError) -> Tensor {
     var result = try Tensor(uninitialized: .float32, shape: weight.shape)
+    var largest: UInt32 = 0
+    try weight.withFloats { (source) throws(HalfstepError) in
+      try result.withMutableFloats { (target) throws(HalfstepError) in
+        guard let source = source.baseAddress, let target = target.baseAddress else { return }
+        largest = scale(source, into: target, outputFactors, inputFactors)
+      }
+    }
+    guard largest < Float.infinity.bitPattern else {
+      throw HalfstepError(.nonFiniteValue, "weight \(weight.shape): NaN or infinite")
+    }
+    return result
+  }
+
+  /// Does what `scaled` does in the weight's own memory if nothing else refers to that.
+  ///
+  /// - Throws: `HalfstepError.typeMismatch` unless the weight is float32; `.outOfMemory` if the memory is
+  ///   shared or borrowed and there is none for a copy. The weight is then unchanged.
+  package func scale(
+    _ weight: inout Tensor, outputFactors: [Double]?, inputFactors: [Double]?
+  ) throws(HalfstepError) {
+    try weight.withMutableFloats { (values) throws(HalfstepError) in
+      guard let values = values.baseAddress else { return }
+      _ = scale(values, into: values, outputFactors, inputFactors)
+    }
+  }
+
+  /// Whether no product with factors of at most these magnitudes can be NaN or infinite; false if in
+  /// doubt.
+  ///
+  /// - Complexity: O(weights), on all threads.
+  package func staysFinite(
+    _ weight: Tensor, outputFactors: [Double]?, inputFactors: [Double]?
+  ) throws(HalfstepError) -> Bool {
+    func bound(_ factors: [Double]?) -> Double {
+      factors.map { $0.reduce(0) { $1.isNaN ? .infinity : max($0, abs($1)) } } ?? 1
+    }
+    let magnitude = try Self.largestMagnitude(weight)
+    // Half of what a float can hold leaves room for every rounding.
+    let limit = Double(Float.greatestFiniteMagnitude) / 2
+    return magnitude.isFinite
+      && Double(magnitude) * bound(outputFactors) * bound(inputFactors) < limit
+  }
+
+  /// The largest magnitude among floats; NaN counts as above infinity.
+  ///
+  /// - Complexity: O(elements), on all threads.
+  package static func largestMagnitude(_ weight: Tensor) throws(HalfstepError) -> Float {
+    var largest = [UInt32](repeating: 0, count: Parallel.maximumThreads)
+    try weight.withFloats { (source) throws(HalfstepError) in
+      guard let start = source.baseAddress else { return }
+      nonisolated(unsafe) let source = start
+      largest.withUnsafeMutableBufferPointer { largest in
+        nonisolated(unsafe) let largest = largest
+        Parallel.forEachRange(weight.count, grain: 65_536) { thread, elements in
+          var bits: UInt32 = 0
+          for element in elements { bits = max(bits, source[element].bitPattern & 0x7FFF_FFFF) }
+          largest[thread] = max(largest[thread], bits)
+        }
+      }
+    }
+    return Float(bitPattern: largest.max() ?? 0)
+  }
+
+  /// Multiplies weights from one place into another, which may be the same; returns the largest bit
+  /// pattern without the sign. From that of infinity on, something is not finite.
+  private func scale(
+    _ source: UnsafePointer<Float>, into target: UnsafeMutablePointer<Float>,
+    _ outputFactors: [Double]?, _ inputFactors: [Double]?
+  ) -> UInt32 {
     let outerFactors = outputIsOuter ? outputFactors : inputFactors
     // One factor for each element of a row, so that rows are straight runs.
     var rowFactors: [Double]?
@@ -29,40 +98,31 @@ extension WeightLayout {
         ? innerFactors : innerFactors.flatMap { [Double](repeating: $0, count: spatial) }
     }
     let (outer, rowLength) = (outer, inner * spatial)
-    // Largest bit pattern without the sign, by thread: from that of infinity on, something is not finite.
+    nonisolated(unsafe) let (from, to) = (source, target)
     var largest = [UInt32](repeating: 0, count: Parallel.maximumThreads)
-    try weight.withFloats { (source) throws(HalfstepError) in
-      try result.withMutableFloats { (target) throws(HalfstepError) in
-        guard let source = source.baseAddress, let target = target.baseAddress else { return }
-        nonisolated(unsafe) let (from, to) = (source, target)
-        largest.withUnsafeMutableBufferPointer { largest in
-          nonisolated(unsafe) let largest = largest
-          Parallel.forEachRange(groups * outer, grain: 1 + 65_536 / rowLength) { thread, rows in
-            var bits: UInt32 = 0
-            for row in rows {
-              let factor = outerFactors?[row] ?? 1
-              let start = row * rowLength
-              let rowBits: UInt32
-              if let rowFactors {
-                rowBits = rowFactors.withUnsafeBufferPointer { factors in
-                  Self.scaleRun(
-                    from + start, to + start, rowLength, factor,
-                    factors.baseAddress! + row / outer * rowLength)
-                }
-              } else {
-                rowBits = Self.scaleRun(from + start, to + start, rowLength, factor)
-              }
-              bits = max(bits, rowBits)
+    largest.withUnsafeMutableBufferPointer { largest in
+      nonisolated(unsafe) let largest = largest
+      Parallel.forEachRange(groups * outer, grain: 1 + 65_536 / rowLength) { thread, rows in
+        var bits: UInt32 = 0
+        for row in rows {
+          let factor = outerFactors?[row] ?? 1
+          let start = row * rowLength
+          let rowBits: UInt32
+          if let rowFactors {
+            rowBits = rowFactors.withUnsafeBufferPointer { factors in
+              Self.scaleRun(
+                from + start, to + start, rowLength, factor,
+                factors.baseAddress! + row / outer * rowLength)
             }
-            largest[thread] = max(largest[thread], bits)
+          } else {
+            rowBits = Self.scaleRun(from + start, to + start, rowLength, factor)
           }
+          bits = max(bits, rowBits)
         }
+        largest[thread] = max(largest[thread], bits)
       }
     }
-    guard largest.allSatisfy({ $0 < Float.infinity.bitPattern }) else {
-      throw HalfstepError(.nonFiniteValue, "weight \(weight.shape): NaN or infinite")
-    }
-    return result
+    return largest.max() ?? 0
   }
 
   /// Multiplies a run by one factor; returns the largest bit pattern without the sign.
@@ -91,6 +151,14 @@ extension WeightLayout {
       bits = max(bits, value.bitPattern & 0x7FFF_FFFF)
     }
     return bits
+  }
+
+  /// One value for each kernel slice, `[groups · outer · inner]`, that has the slice's largest magnitude;
+  /// the weight's own memory if slices have one element.
+  package func slices(_ weight: Tensor) throws(HalfstepError) -> Tensor {
+    let shape = try Shape([groups * outer * inner])
+    if spatial == 1 { return try weight.reshaped(shape) }
+    return try Tensor(sliceMagnitudes(weight), shape: shape.dimensions)
   }
 
   /// Largest magnitude of each kernel slice, `[groups, outer, inner]`; NaN counts as above infinity.

@@ -171,6 +171,9 @@ static void test_model(void) {
   REFUSED(hs_model_set_initializer, NULL, "input", &view);
   REFUSED(hs_model_set_initializer, model, NULL, &view);
   REFUSED(hs_model_set_initializer, model, "input", NULL);
+  REFUSED_OUT(tensors, hs_model_take_initializer, NULL, "classifier.bias", &tensors);
+  REFUSED_OUT(tensors, hs_model_take_initializer, model, NULL, &tensors);
+  REFUSED(hs_model_take_initializer, model, "classifier.bias", NULL);
   REFUSED(hs_model_set_initializer_borrowed, NULL, "input", &view, NULL, NULL);
   REFUSED(hs_model_set_initializer_borrowed, model, NULL, &view, NULL, NULL);
   REFUSED(hs_model_set_initializer_borrowed, model, "input", NULL, NULL, NULL);

@@ -319,6 +319,23 @@ static void test_borrowing(void) {
   CHECK(memcmp(seen.data, expected, sizeof expected) == 0);
   hs_tensors_free(borrowed);
 
+  // Taken out, the constant is an input; put back, it is the same model.
+  hs_tensors *taken = NULL;
+  CHECK_OK(hs_model_take_initializer(model, "classifier.bias", &taken, &last_error));
+  CHECK_OK(hs_tensors_find(taken, "classifier.bias", &seen, &last_error));
+  CHECK(memcmp(seen.data, expected, sizeof expected) == 0);
+  size_t input_count = 0;
+  CHECK_OK(hs_model_input_count(model, &input_count, &last_error));
+  CHECK(input_count == 2);
+  hs_tensors *again = NULL;
+  CHECK_STATUS(HS_ERR_UNKNOWN_NAME,
+               hs_model_take_initializer(model, "classifier.bias", &again, &last_error));
+  CHECK(again == NULL);
+  CHECK_OK(hs_model_set_initializer(model, "classifier.bias", &seen, &last_error));
+  hs_tensors_free(taken);
+  CHECK_OK(hs_model_input_count(model, &input_count, &last_error));
+  CHECK(input_count == 1);
+
   // Written through the collection, the model's own constant stays.
   size_t position = 0;
   const char *name = NULL;

@@ -123,6 +123,23 @@ import Testing
     #expect(try model.run([:])["output"]?.floats() == expected)
   }
 
+  @Test func constantsCanBeTakenOutAndPutBack() throws {
+    var model = try Fixture.model()
+    let expected = try model.run(["input": try Fixture.data()])["output"]?.floats()
+    let names = model.initializers.names
+    var taken: [String: Tensor] = [:]
+    for name in names { taken[name] = try model.takeInitializer(name) }
+    #expect(model.initializers.isEmpty)
+    #expect(Set(model.inputs.map(\.name)) == Set(names + ["input"]))
+    // The structure alone: 1 kB a node would be much.
+    #expect(try model.serialized().count < 16_384)
+    expectError(.unknownName, naming: "classifier.bias") {
+      _ = try model.takeInitializer("classifier.bias")
+    }
+    for (name, value) in taken { try model.setInitializer(name, to: value) }
+    #expect(try model.run(["input": try Fixture.data()])["output"]?.floats() == expected)
+  }
+
   @Test func rowsShareMemoryAndCopyWhenWritten() throws {
     let values = (0..<12).map(Float.init)
     var tensor = try Tensor(values, shape: [4, 3])

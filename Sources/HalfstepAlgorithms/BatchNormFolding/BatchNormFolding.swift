@@ -52,8 +52,9 @@ package struct BatchNormFolding: Sendable {
     try pass.foldBackward()
     try pass.foldForward()
     try pass.rewriteRemaining()
-    graph = pass.finish()
+    let folds = pass.folds
+    try pass.finish(&graph)
     graph.checkInvariants()
-    return pass.folds
+    return folds
   }
 }

@@ -14,6 +14,7 @@ struct BatchNormFoldingPass {
   private var names: NameAllocator
   /// Identifiers of batch norms that are folded.
   private var removed: Set<Int> = []
+  private var scalings: WeightScalings = WeightScalings()
 
   init(_ graph: Graph) {
     self.graph = graph
@@ -21,12 +22,11 @@ struct BatchNormFoldingPass {
     names = NameAllocator(graph)
   }
 
-  /// The graph without the folded batch norms.
-  func finish() -> Graph {
-    var graph = graph
+  /// Replaces the graph by the one without the folded batch norms; the pass is empty afterwards.
+  mutating func finish(_ original: inout Graph) throws(HalfstepError) {
     graph.removeNodes { removed.contains($0.id) }
     graph.removeUnusedConstants()
-    return graph
+    try scalings.finish(&original, with: &graph)
   }
 
   // MARK: Layer, then batch norm
@@ -123,7 +123,8 @@ struct BatchNormFoldingPass {
         let scale = norm.scale.flatMap { [Double](repeating: $0, count: repeats) }
         let shift = norm.shift.flatMap { [Double](repeating: $0, count: repeats) }
         let alpha = Double(graph.nodes[position].floatAttribute("alpha") ?? 1)
-        let added = try layer.layout.response(layer.weight(in: graph, index), to: shift)
+        let weight = try scalings.weight(of: layer, in: graph, index)
+        let added = try layer.layout.response(weight, to: shift)
         let bias = try layer.bias(in: graph, index)
         var newBias: [Double] = []
         for channel in bias.indices { newBias.append(bias[channel] + alpha * added[channel]) }
@@ -209,14 +210,19 @@ struct BatchNormFoldingPass {
         .nonFiniteValue, "node '\(label)' bias: channel \(channel) becomes \(floats[channel])",
         node: label)
     }
-    let weight: Tensor
     do {
-      weight = try layer.layout.scaled(
-        layer.weight(in: graph, index), outputFactors: outputFactors, inputFactors: inputFactors)
+      let waits = try scalings.add(
+        layer, in: graph, index, outputFactors: outputFactors, inputFactors: inputFactors)
+      if !waits {
+        let weight = try layer.layout.scaled(
+          scalings.weight(of: layer, in: graph, index), outputFactors: outputFactors,
+          inputFactors: inputFactors)
+        scalings.remove(layer, in: graph)
+        layer.setWeight(weight, in: &graph, index, names: &names)
+      }
     } catch {
       throw HalfstepError(error.code, "node '\(label)' \(error.message)", node: label)
     }
-    layer.setWeight(weight, in: &graph, index, names: &names)
     try layer.setBias(floats, in: &graph, index, names: &names)
   }
 

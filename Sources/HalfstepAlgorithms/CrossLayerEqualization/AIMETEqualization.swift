@@ -162,15 +162,15 @@ extension EqualizationPass {
   /// Largest weight of each output or input channel.
   private func ranges(_ place: Int, ofOutputs: Bool) throws(HalfstepError) -> [Double] {
     let layout = layers[place].layer.layout
-    let slices = try magnitudes(place)
+    let slices = try slices(place).floats()
     var result = [Double](
       repeating: 0, count: ofOutputs ? layout.outputChannels : layout.inputChannels)
-    for (slice, magnitude) in slices.enumerated() {
+    for (slice, value) in slices.enumerated() {
       let row = slice / layout.inner
       let channel =
         ofOutputs == layout.outputIsOuter
         ? row : row / layout.outer * layout.inner + slice % layout.inner
-      result[channel] = max(result[channel], Double(magnitude))
+      result[channel] = max(result[channel], Double(abs(value)))
     }
     return result
   }

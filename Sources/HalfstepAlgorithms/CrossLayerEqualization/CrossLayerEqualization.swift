@@ -86,12 +86,13 @@ package struct CrossLayerEqualization: Sendable {
         "equalization: expected 1 or more iterations, a tolerance from 0 and a largest factor from 1,"
           + " got \(options.maximumIterations), \(options.tolerance), \(options.largestFactor)")
     }
-    var pass = EqualizationPass(graph)
+    var pass = EqualizationPass(
+      graph, scalesAtOnce: options.method != .converged || options.absorbsHighBiases)
     switch options.method {
     case .converged: try pass.equalizeUntilConverged(options, progress)
     case .aimet: try pass.equalizeLikeAIMET(absorbsHighBiases: options.absorbsHighBiases)
     }
-    graph = try pass.finish()
+    try pass.finish(&graph)
     graph.checkInvariants()
     return pass.report
   }

@@ -27,9 +27,13 @@ struct EqualizationPass {
   var layerAt: [Int: Int] = [:]
   /// Bounds that become constants per channel, by node position.
   private var newBounds: [Int: (bound: ChannelTracker.Bound, limits: [Double])] = [:]
+  private var scalings: WeightScalings = WeightScalings()
+  /// Whether scaled weights are read again, so that scaling cannot wait.
+  private let scalesAtOnce: Bool
 
-  init(_ graph: Graph) {
+  init(_ graph: Graph, scalesAtOnce: Bool) {
     self.graph = graph
+    self.scalesAtOnce = scalesAtOnce
     index = GraphIndex(graph)
   }
 
@@ -62,7 +66,7 @@ struct EqualizationPass {
       solverLayers.append(
         EqualizationSolver.Layer(
           layout: tracked.layer.layout,
-          magnitudes: takesPart ? try magnitudes(place) : [],
+          slices: takesPart ? try slices(place) : try Tensor([], shape: [0]),
           inputs: takesPart ? inputs : [], outputs: takesPart ? outputs : []))
     }
     var solver = EqualizationSolver(
@@ -205,13 +209,11 @@ struct EqualizationPass {
 
   // MARK: Both methods
 
-  /// Largest magnitude of each kernel slice of a layer.
-  func magnitudes(_ place: Int) throws(HalfstepError) -> [Float] {
+  /// One value for each kernel slice of a layer that has the slice's largest magnitude.
+  func slices(_ place: Int) throws(HalfstepError) -> Tensor {
     let state = layers[place]
-    let result = try state.layer.layout.sliceMagnitudes(state.weight)
-    var bits: UInt32 = 0
-    for magnitude in result { bits = max(bits, magnitude.bitPattern) }
-    guard Float(bitPattern: bits).isFinite else {
+    let result = try state.layer.layout.slices(state.weight)
+    guard try WeightLayout.largestMagnitude(result).isFinite else {
       throw HalfstepError(
         .nonFiniteValue,
         "node '\(state.label)' weight \(state.weight.shape): NaN or infinite", node: state.label)
@@ -229,13 +231,20 @@ struct EqualizationPass {
     guard outputs != nil || inputs != nil else { return }
     let layer = layers[place].layer
     do {
-      layers[place].weight = try layer.layout.scaled(
-        layers[place].weight, outputFactors: outputs, inputFactors: inputs)
+      var waits = false
+      if !scalesAtOnce {
+        waits = try scalings.add(
+          layer, in: graph, index, outputFactors: outputs, inputFactors: inputs)
+      }
+      if !waits {
+        layers[place].weight = try layer.layout.scaled(
+          layers[place].weight, outputFactors: outputs, inputFactors: inputs)
+        layers[place].weightChanged = true
+      }
     } catch {
       throw HalfstepError(
         error.code, "node '\(layers[place].label)' \(error.message)", node: layers[place].label)
     }
-    layers[place].weightChanged = true
     guard let outputs else { return }
     if layer.hasBias {
       for channel in outputs.indices { layers[place].bias[channel] *= outputs[channel] }
@@ -357,8 +366,8 @@ struct EqualizationPass {
 
   // MARK: Storing
 
-  /// The graph with the new parameters.
-  mutating func finish() throws(HalfstepError) -> Graph {
+  /// Replaces the graph by the one with the new parameters; the pass is empty afterwards.
+  mutating func finish(_ original: inout Graph) throws(HalfstepError) {
     var names = NameAllocator(graph)
     for state in layers {
       if state.biasChanged {
@@ -381,7 +390,8 @@ struct EqualizationPass {
     }
     report.channelBounds.reverse()
     graph.removeUnusedConstants()
-    return graph
+    layers = []
+    try scalings.finish(&original, with: &graph)
   }
 
   /// Makes a node bound each channel by its own limit.

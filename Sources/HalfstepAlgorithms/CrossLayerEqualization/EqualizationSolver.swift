@@ -15,8 +15,8 @@ struct EqualizationSolver {
   /// A layer as the solver sees it.
   struct Layer {
     let layout: WeightLayout
-    /// Largest magnitude of each kernel slice, in memory order.
-    let magnitudes: [Float]
+    /// For each kernel slice, in memory order, a value of its largest magnitude.
+    let slices: Tensor
     /// The variable of each input channel; −1 where the factor is 1.
     let inputs: [Int]
     /// The variable of each output channel; −1 where the factor is 1.
@@ -213,40 +213,50 @@ struct EqualizationSolver {
   /// For each outer channel the largest of its slices times the inner channel's factor.
   private static func rowMaxima(_ layer: Layer, _ inner: [Float]) -> [Double] {
     let (outerCount, innerCount) = (layer.layout.outer, layer.layout.inner)
-    return layer.magnitudes.withUnsafeBufferPointer { magnitudes in
+    return withSlices(layer) { slices in
       inner.withUnsafeBufferPointer { inner in
         (0..<layer.layout.groups * outerCount).map { row in
-          let source = magnitudes.baseAddress! + row * innerCount
+          let source = slices + row * innerCount
           let factors = inner.baseAddress! + row / outerCount * innerCount
           // Bit patterns of numbers that are not negative are ordered like the numbers, and their
           // maximum vectorizes.
           var bits: UInt32 = 0
           for column in 0..<innerCount {
-            bits = max(bits, (source[column] * factors[column]).bitPattern)
+            bits = max(bits, (source[column] * factors[column]).bitPattern & 0x7FFF_FFFF)
           }
           return Double(Float(bitPattern: bits))
         }
       }
-    }
+    } ?? []
   }
 
   /// For each inner channel the largest of its slices times the outer channel's factor.
   private static func columnMaxima(_ layer: Layer, _ outer: [Float]) -> [Double] {
     let (outerCount, innerCount) = (layer.layout.outer, layer.layout.inner)
     var result = [Float](repeating: 0, count: layer.layout.groups * innerCount)
-    layer.magnitudes.withUnsafeBufferPointer { magnitudes in
+    withSlices(layer) { slices in
       result.withUnsafeMutableBufferPointer { result in
         for row in 0..<layer.layout.groups * outerCount {
-          let source = magnitudes.baseAddress! + row * innerCount
+          let source = slices + row * innerCount
           let target = result.baseAddress! + row / outerCount * innerCount
           let factor = outer[row]
           for column in 0..<innerCount {
-            let value = source[column] * factor
+            let value = abs(source[column]) * factor
             target[column] = value > target[column] ? value : target[column]
           }
         }
       }
     }
     return result.map(Double.init)
+  }
+
+  /// Calls `body` with the layer's slices; nil if there are none.
+  @discardableResult
+  private static func withSlices<R>(
+    _ layer: Layer, _ body: (UnsafePointer<Float>) -> R
+  ) -> R? {
+    guard layer.slices.count > 0 else { return nil }
+    defer { withExtendedLifetime(layer.slices) {} }
+    return body(UnsafePointer(layer.slices.storage.baseAddress.assumingMemoryBound(to: Float.self)))
   }
 }

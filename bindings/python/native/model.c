@@ -265,6 +265,22 @@ static PyObject *model_set_initializer_borrowed(PyObject *object, PyObject *args
   return raise_error(state, &error);
 }
 
+static PyObject *model_take_initializer(PyObject *object, PyObject *args) {
+  model_object *self = (model_object *)object;
+  core_state *state = state_of(object);
+  const char *name;
+  if (!PyArg_ParseTuple(args, "s", &name)) return NULL;
+  if (handle_enter(state, &self->lock) < 0) return NULL;
+  hs_error error;
+  hs_tensors *tensors = NULL;
+  hs_status status;
+  Py_BEGIN_ALLOW_THREADS
+  status = hs_model_take_initializer(self->model, name, &tensors, &error);
+  Py_END_ALLOW_THREADS
+  handle_leave(&self->lock);
+  return status == HS_OK ? tensors_to_dict(state, tensors, 0) : raise_error(state, &error);
+}
+
 // ------------------------------------------------------------------------------------------------
 // Running
 
@@ -523,6 +539,7 @@ static PyMethodDef model_methods[] = {
     {"initializers", model_initializers, METH_NOARGS, NULL},
     {"set_initializer", model_set_initializer, METH_VARARGS, NULL},
     {"set_initializer_borrowed", model_set_initializer_borrowed, METH_VARARGS, NULL},
+    {"take_initializer", model_take_initializer, METH_VARARGS, NULL},
     {"run", model_run, METH_VARARGS, NULL},
     {"inspect", model_inspect, METH_NOARGS, NULL},
     {"fold_batch_norms", model_fold_batch_norms, METH_NOARGS, NULL},

@@ -244,6 +244,38 @@ class Model:
 
         self._handle.set_initializer(name, _arrays.as_array(value, name))
 
+    def take_initializer(self, name: str) -> np.ndarray:
+        """Take a constant out of the model, which then asks for it as an input.
+
+        The opposite of `set_initializer`. Once every weight is out, `to_bytes` gives the structure
+        alone, and a weight's memory is free as soon as its array is gone.
+
+        Parameters
+        ----------
+        name : str
+            A constant.
+
+        Returns
+        -------
+        numpy.ndarray
+            Its value, read-only.
+
+        Raises
+        ------
+        UnknownNameError
+
+        Examples
+        --------
+        >>> model = Model.load("net.onnx")
+        >>> model.take_initializer("conv1.weight").shape
+        (8, 3, 3, 3)
+        >>> [info.name for info in model.inputs]
+        ['x', 'conv1.weight']
+        """
+        from . import _arrays
+
+        return _arrays.from_tensors(self._handle.take_initializer(name))[name]
+
     def run(
         self, inputs: Mapping[str, Any] | Any, *, extra_outputs: Iterable[str] = ()
     ) -> dict[str, np.ndarray]:

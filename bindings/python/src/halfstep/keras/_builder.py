@@ -9,10 +9,20 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from ..errors import UnsupportedOperatorError
 
 OPSET = 20
+
+
+def memory_of(variable: Any) -> np.ndarray:
+    """Return a variable's present value, read-only, without copying it where it is on the CPU.
+
+    TensorFlow counts who refers to a variable's memory: what is assigned later goes elsewhere while
+    somebody does, so the array does not change.
+    """
+    return np.asarray(memoryview(tf.convert_to_tensor(variable)))
 
 
 class Parameter(NamedTuple):
@@ -27,7 +37,7 @@ class Parameter(NamedTuple):
 
     def constant(self) -> np.ndarray:
         """Return the constant's present value, a view of the variable's where that is possible."""
-        return keras.ops.convert_to_numpy(self.variable).transpose(self.order).reshape(self.shape)
+        return memory_of(self.variable).transpose(self.order).reshape(self.shape)
 
     def value(self, constant: Any) -> np.ndarray:
         """Return what the variable has to be for the constant to have this value."""

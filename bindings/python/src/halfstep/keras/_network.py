@@ -102,6 +102,9 @@ class Network:
     def bound(self, parameters: dict[str, Any] | None = None) -> Model:
         """Return the engine's model with the variables' present values.
 
+        The engine reads a variable where it is if that has ONNX's order of axes; a kernel that has
+        not is packed once, from where it is.
+
         Parameters
         ----------
         parameters : dict of str to array, optional
@@ -109,9 +112,12 @@ class Network:
         """
         model = Model.load(self._bytes)
         for name, parameter in self.parameters.items():
-            value = parameter.constant() if parameters is None else parameters[name]
+            value = parameter.constant() if parameters is None else np.asarray(parameters[name])
             try:
-                model.set_initializer(name, np.asarray(value))
+                if value.flags.c_contiguous:
+                    model._handle.set_initializer_borrowed(name, value)
+                else:
+                    model.set_initializer(name, value)
             except HalfstepError as error:
                 raise type(error)(f"weight '{parameter.variable.path}': {error}") from None
         return model

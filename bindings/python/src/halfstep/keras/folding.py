@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -12,8 +14,9 @@ import onnx
 
 from ..errors import UnsupportedOperatorError
 from ..model import Fold, Model
+from ._builder import Parameter
 from ._network import Network
-from ._rebuild import Names, clone, copy_weights, rebuild
+from ._rebuild import Names, clone, rebuild
 from .layers import BoundedReLU
 
 #: Operators whose second input is a weight and whose third one is a bias.
@@ -21,38 +24,72 @@ _LINEAR = ("Conv", "ConvTranspose", "Gemm")
 
 
 class _Changed:
-    """What an algorithm of the engine left of a network's nodes and constants."""
+    """What an algorithm of the engine left of a network's nodes and constants.
+
+    Takes the constants out of the engine's model, so that each of them can go once it is used.
+    """
 
     def __init__(self, network: Network, model: Model) -> None:
         self.network = network
-        self.constants = dict(model.initializers)
+        names = list(model.initializers)
+        self.constants = {name: model.take_initializer(name) for name in names}
         graph = onnx.load_from_string(model.to_bytes()).graph
         self.by_name = {node.name: node for node in graph.node}
         self.by_output = {name: node for node in graph.node for name in node.output}
         self._nodes: dict[str, list[Any]] = {}
+        #: Labels of the calls that read a constant.
+        self._readers: dict[str, set[str]] = {}
         for node in network.builder.nodes:
             self._nodes.setdefault(node.label, []).append(node)
+            after = self.by_name.get(node.name)
+            for name in (*node.inputs, *(after.input if after is not None else ())):
+                self._readers.setdefault(name, set()).add(node.label)
         for name, value in network.builder.constants.items():
             after = self.constants.get(name)
-            if after is not None and not np.array_equal(after, value):
+            if after is None or np.array_equal(after, value):
+                continue
+            if name.rsplit("/", 1)[-1] not in ("gamma", "beta"):
                 raise UnsupportedOperatorError(
                     f"layer '{name.rsplit('/', 1)[0]}': its constants would have to change"
                 )
 
-    def values(self, label: str) -> dict[int, np.ndarray]:
-        """Return the new values of a call's variables, by the variable's identity."""
-        result: dict[int, np.ndarray] = {}
+    def values(self, label: str) -> dict[int, Callable[[], np.ndarray]]:
+        """Return how to get the new values of a call's variables, by the variable's identity."""
+        result: dict[int, Callable[[], np.ndarray]] = {}
         for node in self._nodes.get(label, ()):
             after = self.by_name.get(node.name)
             for index, name in enumerate(node.inputs):
                 parameter = self.network.parameters.get(name)
                 if parameter is None:
                     continue
-                if node.op in _LINEAR and after is not None and len(after.input) > index:
+                replaced = node.op in (*_LINEAR, "Min")
+                if replaced and after is not None and len(after.input) > index:
                     name = after.input[index]
                 if name in self.constants:
-                    result[id(parameter.variable)] = parameter.value(self.constants[name])
+                    result[id(parameter.variable)] = functools.partial(self._value, parameter, name)
         return result
+
+    def _value(self, parameter: Parameter, name: str) -> np.ndarray:
+        return parameter.value(self.constants[name])
+
+    def forget(self, label: str) -> None:
+        """Let go of what a call's layer, and no other, reads: it has it now."""
+        for name, readers in self._readers.items():
+            if readers == {label}:
+                self.constants.pop(name, None)
+
+    def new_scale(self, label: str) -> dict[str, np.ndarray]:
+        """Return the scale and shift that a batch norm without them has now."""
+        found = {}
+        for node in self._nodes.get(label, ()):
+            if node.op != "BatchNormalization" or node.name not in self.by_name:
+                continue
+            for key, name in zip(("gamma", "beta"), node.inputs[1:3], strict=True):
+                given = self.network.builder.constants.get(name)
+                after = self.constants.get(name)
+                if given is not None and after is not None and not np.array_equal(given, after):
+                    found[key] = after
+        return found
 
     def new_bias(self, label: str) -> np.ndarray | None:
         """Return the bias of a layer that had none, if it has one now."""
@@ -76,11 +113,27 @@ class _Changed:
         return None
 
 
+def _fill(changed: _Changed, before: Any, after: Any, label: str) -> None:
+    """Give a layer its weights: the engine's, or those of the layer that it is a copy of."""
+    values, bias, scale = changed.values(label), changed.new_bias(label), changed.new_scale(label)
+    if scale:
+        known = {variable.name: variable for variable in before.weights}
+        pairs = [(known.get(variable.name), variable) for variable in after.weights]
+    else:
+        # A bias comes last in every layer that can be given one.
+        pairs = list(zip(before.weights, after.weights, strict=False))
+    for old, new in pairs:
+        if old is None:
+            new.assign(scale[new.name])
+        else:
+            new.assign(values[id(old)]() if id(old) in values else old)
+    if bias is not None:
+        after.bias.assign(bias)
+
+
 def _applied(model: keras.Model, changed: _Changed, dropped: set[str]) -> keras.Model:
     names = Names()
     made: dict[tuple[int, str], Any] = {}
-    weights: list[tuple[Any, Any, str]] = []
-    extras: list[tuple[Any, np.ndarray]] = []
     uses: dict[int, int] = {}
     for operation in changed.network.layers.values():
         uses[id(operation)] = uses.get(id(operation), 0) + 1
@@ -92,22 +145,28 @@ def _applied(model: keras.Model, changed: _Changed, dropped: set[str]) -> keras.
             return clone(operation)(*args, **kwargs)
         bias, bounds = changed.new_bias(label), changed.bounds(label)
         # Calls of a shared layer need layers of their own once their weights may differ.
-        key = (id(operation), label if changed.values(label) and dropped else "")
+        key = (id(operation), label if dropped and changed.values(label) else "")
         if uses[id(operation)] == 1 or bounds is not None:
             key = (id(operation), label)
-        if key not in made:
+        if key in made:
+            result = made[key](*args, **kwargs)
+        elif bounds is not None and isinstance(operation, keras.layers.ReLU):
+            made[key] = layer = BoundedReLU(len(bounds), name=names.take(operation, label))
+            layer.set_bounds(bounds)
+            return layer(*args, **kwargs)
+        else:
             changes: dict[str, Any] = {} if bias is None else {"use_bias": True}
-            if bounds is not None and isinstance(operation, keras.layers.ReLU):
-                layer: Any = BoundedReLU(len(bounds), name=names.take(operation, label))
-                extras.append((layer, bounds))
-                made[key] = layer
-                return layer(*args, **kwargs)
+            changes |= {
+                {"gamma": "scale", "beta": "center"}[key]: True for key in changed.new_scale(label)
+            }
             if bounds is not None:
                 changes["activation"] = "linear"
-            layer = clone(operation, names.take(operation, label), **changes)
-            made[key] = layer
-            weights.append((operation, layer, label))
-        result = made[key](*args, **kwargs)
+            made[key] = layer = clone(operation, names.take(operation, label), **changes)
+            result = layer(*args, **kwargs)
+            # At once, so that no weight is held twice for longer than its layer takes.
+            _fill(changed, operation, layer, label)
+            if uses[id(operation)] == 1:
+                changed.forget(label)
         if bounds is None:
             return result
         if not hasattr(operation, "activation"):
@@ -115,22 +174,10 @@ def _applied(model: keras.Model, changed: _Changed, dropped: set[str]) -> keras.
         if type(operation).__name__ == "Activation":
             made[key].activation = keras.activations.linear
         extra = BoundedReLU(len(bounds), name=f"{made[key].name}_bounded")
-        extras.append((extra, bounds))
+        extra.set_bounds(bounds)
         return extra(result)
 
-    result = rebuild(model, call)
-    for before, after, label in weights:
-        copy_weights(before, after)
-        values = changed.values(label)
-        for old, new in zip(before.weights, after.weights, strict=False):
-            if id(old) in values:
-                new.assign(values[id(old)])
-        bias = changed.new_bias(label)
-        if bias is not None:
-            after.bias.assign(bias)
-    for layer, bounds in extras:
-        layer.set_bounds(bounds)
-    return result
+    return rebuild(model, call)
 
 
 def fold_all_batch_norms(model: keras.Model) -> tuple[keras.Model, tuple[Fold, ...]]:
@@ -206,8 +253,8 @@ def equalize_model(
     Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019.
     arXiv:1906.04721
     """
-    folded, _ = fold_all_batch_norms(model)
-    network = Network(folded)
+    network = Network(model)
     bound = network.bound()
+    folds = bound.fold_batch_norms()
     bound.equalize(absorb_high_biases=absorb_high_biases, max_iterations=max_iterations)
-    return _applied(folded, _Changed(network, bound), set())
+    return _applied(model, _Changed(network, bound), {fold.batch_norm for fold in folds})

@@ -6,11 +6,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
-
 from .. import _activations
 from .._builder import Builder, Value
-from ._writers import refuse_unless, scaled, writes
+from ._writers import refuse_unless, writes
 
 
 @writes("Activation")
@@ -71,6 +69,10 @@ def _identity(b: Builder, layer: Any, x: Value) -> Value:
 
 @writes("BoundedReLU")
 def _bounded_relu(b: Builder, layer: Any, x: Value) -> Value:
-    bounds = keras.ops.convert_to_numpy(layer.maximum)
     rest = _activations.in_place(b, x, lambda one: b.node("Relu", [one], "relu"))
-    return scaled(b, rest, "Min", bounds, None, "maximum")
+    channels, ones = int(layer.maximum.shape[0]), (1,) * max(x.rank - 2, 0)
+    if rest.first is not None and x.rank > 2:
+        bounds = b.parameter(layer.maximum, "maximum", None, (1, channels, *ones))
+        return Value(x.shape, first=b.node("Min", [rest.first, bounds]))
+    bounds = b.parameter(layer.maximum, "maximum", None, (1, *ones, channels))
+    return Value(x.shape, last=b.node("Min", [b.last(rest), bounds]))
