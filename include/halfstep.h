@@ -733,6 +733,43 @@ hs_status hs_compressor_refusal(const hs_compressor *compressor, size_t index,
 hs_status hs_compressor_find(const hs_compressor *compressor, const char *name, size_t *out_index,
                              hs_error *error);
 
+/// Takes unlabeled inputs: from now on layers are split for them, and sizes chosen by what they do
+/// to the layers' outputs.
+///
+/// Each layer's factors minimize the error of its output in the second moments of its input, behind
+/// the layers that were split before it, and the bias takes the means. Factors that are best for
+/// the weight alone stay where they do better on rows that were held out.
+/// @param[in,out] compressor keeps a copy of the data; unchanged if the call fails
+/// @param[in] names the model's inputs, `[count]`
+/// @param[in] values their values, float32 `[N, ...]` each; a few hundred samples are plenty
+/// @param[in] count number of inputs
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_UNKNOWN_NAME, HS_ERR_SHAPE_MISMATCH, HS_ERR_TYPE_MISMATCH,
+///   HS_ERR_NON_FINITE_VALUE, HS_ERR_EMPTY_STATISTICS
+/// @since 0.1
+hs_status hs_compressor_calibrate(hs_compressor *compressor, const char *const *names,
+                                  const hs_tensor_view *values, size_t count, hs_error *error);
+
+/// The share of a layer that each size loses when nothing else is compressed: of the power of its
+/// output around its mean with data, else of its squared weight.
+///
+/// The first call works for all layers, and hs_compressor_select() counts as one.
+/// @param[in] compressor the compressor
+/// @param[in] index a compressible layer
+/// @param[in] progress called on this thread; may be NULL
+/// @param[in] user_data handed to `progress`
+/// @param[out] out_errors share of sizes 0, 1, ..., falling from 1 to 0, `[*out_count]`; NULL to
+///   learn the count
+/// @param[in] capacity room in `out_errors`
+/// @param[out] out_count number of sizes: all, or with data up to what costs as much as the layer
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT (also if the room is too small),
+///   HS_ERR_NON_FINITE_VALUE, HS_ERR_CANCELLED
+/// @since 0.1
+hs_status hs_compressor_errors(const hs_compressor *compressor, size_t index,
+                               hs_progress_fn progress, void *user_data, double *out_errors,
+                               size_t capacity, size_t *out_count, hs_error *error);
+
 /// The rank that a ratio means, rounded up to the multiplicity.
 /// @param[in] compressor the compressor
 /// @param[in] index a compressible layer
@@ -794,6 +831,12 @@ typedef struct hs_compressed_layer {
   int64_t macs_after;         ///< Multiply-accumulates after, of both layers if it was split.
   int64_t parameters_before;  ///< Elements of weights before.
   int64_t parameters_after;   ///< Elements of weights after.
+  const char *weight;         ///< Name of the weight before; NULL for the network.
+  const char *first_weight;   ///< Weight of the first of two layers; NULL if it stayed as it was.
+  const char *second_weight;  ///< Weight of the second; NULL if it stayed as it was.
+  const char *bias;           ///< Bias of the second; NULL if it has none.
+  double noise_plain;         ///< Noise over signal on held-out rows of the plain factors; or -1.
+  double noise_kept;          ///< The same of what was kept, never larger; -1 without data.
 } hs_compressed_layer;
 
 /// Compresses.

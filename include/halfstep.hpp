@@ -582,6 +582,30 @@ class Compressor {
     return detail::get<int64_t>(hs_compressor_units, handle_.get(), layer, ratio);
   }
 
+  /// Takes unlabeled inputs, copied: from now on layers are split for them, and sizes chosen by
+  /// what they do to the layers' outputs.
+  void calibrate(const Inputs &data) {
+    detail::RawInputs inputs(data);
+    detail::call(hs_compressor_calibrate, handle_.get(), inputs.names.data(), inputs.views.data(),
+                 inputs.names.size());
+  }
+
+  /// The share of a layer that each size from 0 on loses when nothing else is compressed. The first
+  /// call works for all layers.
+  std::vector<double> errors(std::size_t layer, Progress progress = {}) const {
+    detail::RawProgress reporter(std::move(progress));
+    std::size_t count = 0;
+    reporter.call([&] {
+      detail::call(hs_compressor_errors, handle_.get(), layer, reporter.function(),
+                   static_cast<void *>(&reporter), nullptr, std::size_t(0), &count);
+    });
+    std::vector<double> errors(count);
+    errors.reserve(1);
+    detail::call(hs_compressor_errors, handle_.get(), layer, nullptr, nullptr, errors.data(),
+                 errors.size(), &count);
+    return errors;
+  }
+
   /// Chooses sizes without evaluating the network.
   std::vector<int64_t> select(double target, Progress progress = {}) const {
     std::vector<int64_t> sizes(detail::get<std::size_t>(hs_compressor_layer_count, handle_.get()));

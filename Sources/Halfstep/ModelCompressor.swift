@@ -95,6 +95,28 @@ public struct CompressionStats: Hashable, Sendable {
     public let before: ComputeCost
     /// Cost after, of both layers if it was split.
     public let after: ComputeCost
+    /// Name of the weight before compression.
+    public let weight: String
+    /// Constants of the pair that replaces the layer; nil if it stayed as it was.
+    public let pair: Pair?
+    /// What the factors do to the layer's output; nil without data.
+    public let noise: Noise?
+  }
+  /// Names of the constants of a pair of layers.
+  public struct Pair: Hashable, Sendable {
+    /// Weight of the first layer, which has no bias.
+    public let firstWeight: String
+    /// Weight of the second layer.
+    public let secondWeight: String
+    /// Bias of the second layer; nil if it has none.
+    public let bias: String?
+  }
+  /// Noise over signal of a layer's output on held-out rows.
+  public struct Noise: Hashable, Sendable {
+    /// With the factors that are best for the weight alone.
+    public let plain: Double
+    /// With what was kept; never larger.
+    public let kept: Double
   }
   /// Every layer, in the order in which they run.
   public let layers: [Layer]
@@ -216,8 +238,39 @@ public struct ModelCompressor: Sendable {
     return try compressor.units(position, ratio: ratio)
   }
 
-  /// Chooses sizes without evaluating the network: the sum of the layers' relative errors is least
-  /// among all choices within the target.
+  /// Takes unlabeled inputs: from now on layers are split for them, and sizes chosen by what they do to
+  /// the layers' outputs.
+  ///
+  /// Each layer's factors minimize the error of its output in the second moments of its input, behind
+  /// the layers that were split before it, and the bias takes the means. Factors that are best for the
+  /// weight alone stay where they do better on rows that were held out.
+  ///
+  /// - Parameter data: Values of the network's inputs, `[N, …]` each; copied. A few hundred samples
+  ///   are plenty.
+  /// - Throws: `HalfstepError.emptyStatistics` without rows; `.unknownName`, `.shapeMismatch`,
+  ///   `.nonFiniteValue` for the data.
+  public mutating func calibrate(_ data: [String: Tensor]) throws(HalfstepError) {
+    try compressor.calibrate([data])
+  }
+
+  /// The share of each layer that each size loses when nothing else is compressed.
+  ///
+  /// Of the power of the layer's output around its mean with data, else of its squared weight. The
+  /// first call does the work, `select(target:progress:)` counts as one.
+  ///
+  /// - Parameter progress: Called with the share that is done; returns false to cancel.
+  /// - Returns: For each of `layers` the shares from size 0 on, falling from 1 to 0; up to the largest
+  ///   size, or with data to the largest that does not cost more than the layer.
+  /// - Throws: `HalfstepError.nonFiniteValue` for weights or data; `.cancelled`; with data, what
+  ///   running the network throws.
+  public func errorCurves(
+    progress: ((Double) -> Bool)? = nil
+  ) throws(HalfstepError) -> [[Double]] {
+    try compressor.errorCurves(progress: Self.check(progress))
+  }
+
+  /// Chooses sizes without evaluating the network: the sum of the layers' relative errors, which
+  /// `errorCurves(progress:)` gives, is least among all choices within the target.
   ///
   /// - Parameters:
   ///   - target: Cost wanted over original cost, in (0, 1].
@@ -315,7 +368,12 @@ extension CompressionStats {
     layers = report.layers.map {
       Layer(
         name: $0.name, operatorType: $0.operatorType, units: $0.units,
-        maximumUnits: $0.maximumUnits, before: ComputeCost($0.before), after: ComputeCost($0.after))
+        maximumUnits: $0.maximumUnits, before: ComputeCost($0.before), after: ComputeCost($0.after),
+        weight: $0.weight,
+        pair: $0.pair.map {
+          Pair(firstWeight: $0.firstWeight, secondWeight: $0.secondWeight, bias: $0.bias)
+        },
+        noise: $0.noise.map { Noise(plain: $0.plain, kept: $0.kept) })
     }
     before = ComputeCost(report.before)
     after = ComputeCost(report.after)

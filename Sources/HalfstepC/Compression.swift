@@ -52,7 +52,11 @@ private final class CompressionReportHandle {
         units: Int64(layer.units ?? 0), maximum_units: Int64(layer.maximumUnits),
         macs_before: Int64(layer.before.macs), macs_after: Int64(layer.after.macs),
         parameters_before: Int64(layer.before.parameters),
-        parameters_after: Int64(layer.after.parameters))
+        parameters_after: Int64(layer.after.parameters), weight: memory.string(layer.weight),
+        first_weight: layer.pair.flatMap { memory.string($0.firstWeight) },
+        second_weight: layer.pair.flatMap { memory.string($0.secondWeight) },
+        bias: layer.pair?.bias.flatMap { memory.string($0) },
+        noise_plain: layer.noise?.plain ?? -1, noise_kept: layer.noise?.kept ?? -1)
     }
   }
 }
@@ -191,6 +195,43 @@ public func hs_compressor_units(
   }
 }
 
+// MARK: - Data
+
+@_cdecl("hs_compressor_calibrate") @implementation
+public func hs_compressor_calibrate(
+  _ compressor: OpaquePointer?, _ names: UnsafePointer<UnsafePointer<CChar>?>?,
+  _ values: UnsafePointer<hs_tensor_view>?, _ count: Int, _ error: UnsafeMutablePointer<hs_error>?
+) -> hs_status {
+  report(to: error) { () throws(HalfstepError) in
+    let handle = try object(compressor, "compressor", as: CompressorHandle.self)
+    try handle.compressor.calibrate(try HalfstepC.inputs(names, values, count))
+  }
+}
+
+@_cdecl("hs_compressor_errors") @implementation
+public func hs_compressor_errors(
+  _ compressor: OpaquePointer?, _ index: Int, _ call: hs_progress_fn?,
+  _ userData: UnsafeMutableRawPointer?, _ outErrors: UnsafeMutablePointer<Double>?,
+  _ capacity: Int, _ outCount: UnsafeMutablePointer<Int>?, _ error: UnsafeMutablePointer<hs_error>?
+) -> hs_status {
+  outCount?.pointee = 0
+  return report(to: error) { () throws(HalfstepError) in
+    let handle = try object(compressor, "compressor", as: CompressorHandle.self)
+    let outCount = try required(outCount, "out_count")
+    // Before the work.
+    _ = try element(handle.layers.items, at: index)
+    let curve = try handle.compressor.errorCurves(progress: progress(call, userData))[index]
+    if let outErrors {
+      guard try length(capacity, "capacity") >= curve.count else {
+        throw HalfstepError(
+          .invalidArgument, "out_errors: expected room for \(curve.count), got \(capacity)")
+      }
+      for (size, error) in curve.enumerated() { outErrors[size] = error }
+    }
+    outCount.pointee = curve.count
+  }
+}
+
 // MARK: - Choice
 
 /// The progress callback of a call, in steps of a thousandth.
@@ -294,6 +335,8 @@ public func hs_compression_report_total(
     out.pointee.macs_after = Int64(handle.stats.after.macs)
     out.pointee.parameters_before = Int64(handle.stats.before.parameters)
     out.pointee.parameters_after = Int64(handle.stats.after.parameters)
+    out.pointee.noise_plain = -1
+    out.pointee.noise_kept = -1
   }
 }
 

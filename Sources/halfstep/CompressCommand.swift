@@ -12,10 +12,13 @@ struct CompressCommand: ParsableCommand {
       Splits layers into pairs of thinner ones. A ratio is compressed cost over original cost. \
       Give --target for the whole network, and sizes are chosen for it such that the layers' \
       relative errors are least; or give --ratio for all layers, --layer for single ones, or both. \
+      With --calibration, a NumPy file with unlabeled inputs, errors are those of the layers' \
+      outputs, which the split layers keep as close as they can. \
       Prints the path of what it wrote; the table of layers goes to standard error.
 
       Examples:
         halfstep compress net.onnx --target 0.5 -o smaller.onnx
+        halfstep compress net.onnx --target 0.5 --calibration images.npy -o smaller.onnx
         halfstep compress net.onnx --scheme weight-svd --metric memory --target 0.7 -o smaller.onnx
         halfstep compress net.onnx --layer conv2=0.5 --layer layer1.0.conv1=0.6 -o smaller.onnx
         halfstep compress net.onnx --ratio 0.5 --ignore conv1 --json -o smaller.onnx | jq .mac_ratio
@@ -75,6 +78,17 @@ struct CompressCommand: ParsableCommand {
       valueName: "name=shape"))
   var inputShape: [String] = []
 
+  @Option(
+    help: ArgumentHelp("NumPy file with unlabeled inputs.", valueName: "npy|npz"),
+    completion: .file())
+  var calibration: String?
+
+  @Option(
+    help: ArgumentHelp(
+      "Array of the .npz for a network with one input; by default the one of the input's name.",
+      valueName: "name"))
+  var array: String?
+
   @Flag(help: "Print JSON: the layers, their sizes and costs.")
   var json: Bool = false
 
@@ -89,6 +103,9 @@ struct CompressCommand: ParsableCommand {
   func validate() throws {
     if target != nil && (ratio != nil || !layerRatios.isEmpty) {
       throw ValidationError("--target and --ratio or --layer exclude each other")
+    }
+    if array != nil && calibration == nil {
+      throw ValidationError("--array is for --calibration")
     }
     if target == nil && ratio == nil && layerRatios.isEmpty {
       throw ValidationError("nothing to do: give --target, --ratio or --layer")
@@ -106,7 +123,14 @@ struct CompressCommand: ParsableCommand {
     let network = try attempt(.reading) { () throws(HalfstepError) in
       try Model(contentsOf: model)
     }
-    let compressor = try makeCompressor(network)
+    var compressor = try makeCompressor(network)
+    if let calibration {
+      let arrays = try attempt(.reading) { () throws(HalfstepError) in
+        try NamedTensors(contentsOfNumPyFile: calibration)
+      }
+      let inputs = try DataOptions.inputs(of: network, in: arrays, path: calibration, array: array)
+      try attempt(.reading) { () throws(HalfstepError) in try compressor.calibrate(inputs) }
+    }
     try Interruption.check()
     let sizes = try chosenSizes(compressor)
     try Interruption.check()
@@ -180,9 +204,10 @@ struct CompressCommand: ParsableCommand {
         layer.name, layer.units.map { "\($0)/\(layer.maximumUnits)" } ?? "-",
         String(layer.before.macs), String(layer.after.macs), String(layer.before.parameters),
         String(layer.after.parameters),
-      ]
+      ] + (calibration == nil ? [] : [layer.noise.map { fixed($0.kept, 6) } ?? "-"])
     }
-    let header = ["layer", "size", "macs", "after", "weights", "after"]
+    let header =
+      ["layer", "size", "macs", "after", "weights", "after"] + (calibration == nil ? [] : ["noise"])
     var widths = header.map(\.count)
     for row in rows {
       for (column, cell) in row.enumerated() { widths[column] = max(widths[column], cell.count) }
@@ -218,6 +243,10 @@ struct CompressCommand: ParsableCommand {
               (
                 "parameters",
                 .array([.integer(layer.before.parameters), .integer(layer.after.parameters)])
+              ),
+              (
+                "noise",
+                layer.noise.map { .array([.number($0.plain), .number($0.kept)]) } ?? .null
               ),
             ])
           })

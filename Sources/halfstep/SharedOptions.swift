@@ -116,6 +116,13 @@ struct DataOptions: ParsableArguments {
 
   /// Finds the arrays of the network's inputs.
   func inputs(of model: Model, in arrays: NamedTensors, path: String) throws -> [String: Tensor] {
+    try Self.inputs(of: model, in: arrays, path: path, array: array)
+  }
+
+  /// Finds the arrays of the network's inputs; an array may be named for a network with one.
+  static func inputs(
+    of model: Model, in arrays: NamedTensors, path: String, array: String?
+  ) throws -> [String: Tensor] {
     let names = model.inputs.map(\.name)
     if let array {
       guard names.count == 1 else {
@@ -142,7 +149,7 @@ struct DataOptions: ParsableArguments {
     return inputs
   }
 
-  private func list(_ names: [String]) -> String {
+  private static func list(_ names: [String]) -> String {
     names.isEmpty ? "none" : names.map { "'\($0)'" }.joined(separator: ", ")
   }
 }

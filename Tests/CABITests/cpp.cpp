@@ -107,7 +107,7 @@ int main(int, char **arguments) {
   } catch (const std::invalid_argument &) {
   }
 
-  const Compressor compressor(moved);
+  Compressor compressor(moved);
   std::vector<int64_t> sizes(compressor.layers().size(), 0);
   CHECK(!sizes.empty());
   sizes[0] = compressor.units(0, 0.5);
@@ -115,6 +115,17 @@ int main(int, char **arguments) {
   CHECK(smaller.macs_after < smaller.macs_before);
   CHECK(smaller.parameters_after < smaller.parameters_before);
   CHECK(compressor.select(1.0) == std::vector<int64_t>(sizes.size(), 0));
+  const std::vector<double> plain = compressor.errors(0);
+  compressor.calibrate(inputs);
+  const std::vector<double> errors = compressor.errors(0);
+  CHECK(plain.size() >= errors.size() && errors.size() >= 2 && errors[0] == 1 && errors != plain);
+  CHECK(compressor.compress(sizes).macs_after == smaller.macs_after);
+  try {
+    compressor.errors(sizes.size());
+    CHECK(false);
+  } catch (const Error &error) {
+    CHECK(error.status() == HS_ERR_INVALID_ARGUMENT);
+  }
 
   SimulationOptions options;
   options.scheme = HS_RANGE_SCHEME_SQNR;

@@ -161,13 +161,19 @@ AT(hs_compressible_layer, maximum_units, 40);
 SIZE(hs_compression_refusal, 16);
 AT(hs_compression_refusal, reason, 8);
 
-SIZE(hs_compressed_layer, 64);
+SIZE(hs_compressed_layer, 112);
 AT(hs_compressed_layer, units, 16);
 AT(hs_compressed_layer, maximum_units, 24);
 AT(hs_compressed_layer, macs_before, 32);
 AT(hs_compressed_layer, macs_after, 40);
 AT(hs_compressed_layer, parameters_before, 48);
 AT(hs_compressed_layer, parameters_after, 56);
+AT(hs_compressed_layer, weight, 64);
+AT(hs_compressed_layer, first_weight, 72);
+AT(hs_compressed_layer, second_weight, 80);
+AT(hs_compressed_layer, bias, 88);
+AT(hs_compressed_layer, noise_plain, 96);
+AT(hs_compressed_layer, noise_kept, 104);
 
 // Fills with garbage, initializes, and checks that every byte but struct_size is 0.
 #define CHECK_INIT(type)                                                \

@@ -60,6 +60,10 @@ static void test_compression(void) {
   REFUSED(hs_compressor_layer, compressor, 0, NULL);
   REFUSED(hs_compressor_find, compressor, NULL, &index);
   REFUSED(hs_compressor_find, NULL, "a", &index);
+  REFUSED(hs_compressor_calibrate, NULL, NULL, NULL, 0);
+  REFUSED(hs_compressor_calibrate, compressor, NULL, NULL, 1);
+  REFUSED_OUT(count, hs_compressor_errors, NULL, 0, NULL, NULL, NULL, 0, &count);
+  REFUSED(hs_compressor_errors, compressor, 0, NULL, NULL, NULL, 0, NULL);
   REFUSED(hs_compressor_units, NULL, 0, 0.5, units);
   REFUSED(hs_compressor_units, compressor, 0, 0.5, NULL);
   REFUSED(hs_compressor_select, NULL, 0.5, NULL, NULL, units, 16);

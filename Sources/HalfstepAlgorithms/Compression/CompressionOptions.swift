@@ -54,6 +54,26 @@ package struct CompressionReport: Sendable {
     package let maximumUnits: Int
     package let before: Cost
     package let after: Cost
+    /// Name of the weight before.
+    package let weight: String
+    /// Constants of the pair; nil if the layer stayed as it was.
+    package let pair: Pair?
+    /// Noise over signal of the layer's output on held-out rows; nil without data.
+    package let noise: Noise?
+  }
+  /// Names of the constants of a pair of layers.
+  package struct Pair: Hashable, Sendable {
+    package let firstWeight: String
+    package let secondWeight: String
+    /// Nil if the second layer has no bias.
+    package let bias: String?
+  }
+  /// What a layer's factors do to its output.
+  package struct Noise: Hashable, Sendable {
+    /// With the factors that are best for the weight.
+    package let plain: Double
+    /// With what was kept; never larger.
+    package let kept: Double
   }
   package let layers: [Layer]
   package let before: Cost

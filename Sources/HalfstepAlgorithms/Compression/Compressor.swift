@@ -3,6 +3,7 @@
 
 import HalfstepGraph
 import HalfstepNumerics
+import Synchronization
 
 /// Compresses a network, as often as wanted and with any ratios; the network itself never changes.
 package struct Compressor: Sendable {
@@ -15,6 +16,9 @@ package struct Compressor: Sendable {
   /// What cannot, and why.
   package let refusals: [CompressionRefusal]
   private let items: [LowRankLayer]
+  /// Inputs that layers are split for; nil for none.
+  private var data: ReconstructionData?
+  private var errors = ErrorCurves()
 
   /// Largest rank of a layer's matrix that is factorized.
   private static let rankLimit = 16_384
@@ -62,6 +66,15 @@ package struct Compressor: Sendable {
         weight: item.weightName, cost: item.cost, maximumUnits: item.maximumRank)
     }
     self.refusals = refusals
+  }
+
+  /// Takes unlabeled inputs, for which layers are split from now on.
+  ///
+  /// - Parameter batches: Inputs by name, `[N, …]`; copied. Results do not depend on how they are cut.
+  /// - Throws: What `ReconstructionData` throws.
+  package mutating func calibrate(_ batches: [[String: Tensor]]) throws(HalfstepError) {
+    data = try ReconstructionData(batches, for: graph)
+    errors = ErrorCurves()
   }
 
   /// Position in `costs.layers` of a layer by node name, weight, or weight without `.weight`.
@@ -168,21 +181,37 @@ package struct Compressor: Sendable {
     _ items: [LowRankLayer], _ units: [Int?], _ progress: (Double) throws(HalfstepError) -> Void
   ) throws(HalfstepError) -> (graph: Graph, report: CompressionReport) {
     let chosen = items.indices.filter { units[$0] != nil }
-    var weights: [Int: (first: Tensor, second: Tensor)] = [:]
     let form = options.scheme == .spatialSVD ? SingularDecomposition.Split.even : .right
-    try forEach(chosen, items, progress) { (position) throws(HalfstepError) in
-      let item = items[position]
-      let factors = try item.decomposition(graph).factors(rank: units[position] ?? 1, form)
-      return try item.weights(factors.left, factors.rightTransposed)
-    } store: {
-      weights[$0] = $1
+    var weights: [Int: (first: Tensor, second: Tensor)] = [:]
+    var choices: [Int: LowRankChoice] = [:]
+    if let data {
+      let found = try LowRankReconstruction(graph: graph, data: data).choices(
+        chosen.map { items[$0] }, ranks: chosen.map { units[$0] ?? 1 }, form, progress)
+      for (position, choice) in zip(chosen, found) {
+        weights[position] = choice.weights
+        choices[position] = choice
+      }
+    } else {
+      try forEach(chosen, items, progress) { (position) throws(HalfstepError) in
+        let item = items[position]
+        let factors = try item.decomposition(graph).factors(rank: units[position] ?? 1, form)
+        return try item.weights(factors.left, factors.rightTransposed)
+      } store: {
+        weights[$0] = $1
+      }
     }
     var result = graph
     var names = NameAllocator(graph)
+    let index = GraphIndex(graph)
+    for position in chosen {
+      guard let bias = choices[position]?.bias else { continue }
+      try items[position].layer.setBias(bias, in: &result, index, names: &names)
+    }
+    var pairs: [Int: CompressionReport.Pair] = [:]
     // From behind, so that positions of earlier nodes hold.
     for position in chosen.reversed() {
       guard let pair = weights[position] else { continue }
-      try items[position].replace(in: &result, with: pair, names: &names)
+      pairs[position] = try items[position].replace(in: &result, with: pair, names: &names)
     }
     result.removeUnusedConstants()
     result.checkInvariants()
@@ -197,7 +226,11 @@ package struct Compressor: Sendable {
         CompressionReport.Layer(
           name: cost.name, operatorType: cost.operatorType, units: position.flatMap { units[$0] },
           maximumUnits: position.map { items[$0].maximumRank } ?? 0, before: cost.cost,
-          after: after[cost.node] ?? cost.cost))
+          after: after[cost.node] ?? cost.cost, weight: cost.weight,
+          pair: position.flatMap { pairs[$0] },
+          noise: position.flatMap { choices[$0] }.map {
+            CompressionReport.Noise(plain: $0.noiseBefore, kept: $0.noiseAfter)
+          }))
     }
     let total = try ModelCosts(result, inputShapes: options.inputShapes).total
     return (
@@ -245,8 +278,40 @@ package struct Compressor: Sendable {
 
   // MARK: Automatic ratios
 
-  /// Chooses sizes by the share of each layer's weight (squared) that is lost, such that their sum is
-  /// least within a target.
+  /// The share of each layer that each size loses when nothing else is compressed: of the power of its
+  /// output with data, else of its squared weight.
+  ///
+  /// - Parameter progress: Receives the share that is done; throws to stop.
+  /// - Returns: For each of `layers` the shares from size 0 up to its maximum, or with data to the
+  ///   largest size that is no more costly than the layer.
+  /// - Throws: `HalfstepError.nonFiniteValue`, `.numericFailure`; with data, what running the network
+  ///   throws.
+  /// - Complexity: O(weights · ranks), and with data O(rows · columns²) a layer. Kept until the data
+  ///   changes.
+  package func errorCurves(
+    progress: (Double) throws(HalfstepError) -> Void = { _ in }
+  ) throws(HalfstepError) -> [[Double]] {
+    if let known = errors.values { return known }
+    var curves = [[Double]?](repeating: nil, count: items.count)
+    if let data {
+      curves = try LowRankReconstruction(graph: graph, data: data).lostShares(
+        items, ranks: items.map { $0.rank(ratio: 1, options.metric) }, progress)
+    }
+    // Inputs that are always zero say nothing.
+    let open = items.indices.filter { curves[$0] == nil }
+    try forEach(open, items, data == nil ? progress : { _ in }) {
+      (position) throws(HalfstepError) in
+      try items[position].decomposition(graph).lostShares
+    } store: {
+      curves[$0] = $1
+    }
+    let result = curves.map { $0 ?? [] }
+    errors.values = result
+    return result
+  }
+
+  /// Chooses sizes by the share of each layer that is lost, such that their sum is least within a
+  /// target.
   ///
   /// - Parameters:
   ///   - target: Cost wanted over original cost, in (0, 1].
@@ -257,12 +322,7 @@ package struct Compressor: Sendable {
     target: Double, progress: (Double) throws(HalfstepError) -> Void = { _ in }
   ) throws(HalfstepError) -> [Int?] {
     try Self.check(target)
-    var shares: [Int: [Double]] = [:]
-    try forEach(Array(items.indices), items, progress) { (position) throws(HalfstepError) in
-      try items[position].decomposition(graph).lostShares
-    } store: {
-      shares[$0] = $1
-    }
+    let shares = try errorCurves(progress: progress)
     var sizes: [[Int?]] = []
     var choices: [[Knapsack.Choice]] = []
     for (position, item) in items.enumerated() {
@@ -271,7 +331,7 @@ package struct Compressor: Sendable {
         let size = try units(position, ratio: Double(step) / Double(Self.steps))
         if let size, options.last != size { options.append(size) }
       }
-      let lost = shares[position] ?? []
+      let lost = shares[position]
       sizes.append(options)
       choices.append(
         options.map { size in
@@ -370,5 +430,15 @@ package struct Compressor: Sendable {
     let item = items[position]
     return Double(item.cost(rank: units).value(options.metric))
       / Double(item.cost.value(options.metric))
+  }
+}
+
+/// Error curves once they are known; copies of a compressor share them.
+private final class ErrorCurves: Sendable {
+  private let storage: Mutex<[[Double]]?> = Mutex(nil)
+
+  var values: [[Double]]? {
+    get { storage.withLock { $0 } }
+    set { storage.withLock { $0 = newValue } }
   }
 }

@@ -91,12 +91,14 @@ package struct GramRounding: LayerRounder, Sendable {
   private static let panelCapacity = 1 << 22
 
   /// Sums over the rows that the layer learns from.
+  ///
+  /// - Parameter keepsCross: Whether the float network's inputs differ from the quantized ones.
   package static func statistics(
-    of problem: LayerProblem
+    of problem: LayerProblem, keepsCross: Bool = true
   ) throws(HalfstepError) -> GramStatistics {
     let layout = problem.layer.layout
     let (groups, columns) = (layout.groups, layout.columns)
-    var statistics = try GramStatistics(groups: groups, columns: columns)
+    var statistics = try GramStatistics(groups: groups, columns: columns, keepsCross: keepsCross)
     // Many times the unknowns of a row, and enough for narrow layers.
     let limit = max(1, min(problem.options.maximumRows, max(8192, 16 * columns)))
     let height = max(32, min(1024, panelCapacity / (groups * columns)))

@@ -10,10 +10,12 @@ extension LowRankLayer {
   ///
   /// The pair is named after the layer with `.0` and `.1` behind, its weights after the weight.
   /// Positions of later nodes move by one.
+  ///
+  /// - Returns: Names of the pair's constants.
   func replace(
     in graph: inout Graph, with weights: (first: Tensor, second: Tensor),
     names: inout NameAllocator
-  ) throws(HalfstepError) {
+  ) throws(HalfstepError) -> CompressionReport.Pair {
     let position = layer.node
     let old = graph.nodes[position]
     var stem = weightName
@@ -24,10 +26,17 @@ extension LowRankLayer {
     graph.initializers[firstWeight] = weights.first
     graph.initializers[secondWeight] = weights.second
     let title = old.name.isEmpty ? stem : old.name
+    let bias =
+      if let add = layer.biasNode {
+        graph.nodes[add.position].input(add.input)
+      } else {
+        old.input(2)
+      }
 
+    // A product that was given a bias has become a Gemm.
     var first = Node(
-      name: "\(title).0", opType: old.opType, inputs: [old.inputs[0], firstWeight],
-      outputs: [middle])
+      name: "\(title).0", opType: layer.kind == .matMul ? "MatMul" : old.opType,
+      inputs: [old.inputs[0], firstWeight], outputs: [middle])
     var firstAttributes: OrderedDictionary<String, Attribute> = [:]
     var secondAttributes = old.attributes
     switch layer.kind {
@@ -56,6 +65,8 @@ extension LowRankLayer {
       node.attributes = secondAttributes
     }
     graph.insert(first, at: position)
+    return CompressionReport.Pair(
+      firstWeight: firstWeight, secondWeight: secondWeight, bias: bias)
   }
 
   /// Divides kernel, strides, paddings and dilations between the pair.

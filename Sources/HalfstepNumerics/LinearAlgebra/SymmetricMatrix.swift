@@ -175,4 +175,40 @@ package struct Matrix: Sendable {
     dpotrs_("L", &n, &count, a, &n, &x.values, &n, &info, 1)
     return info == 0 && x.values.allSatisfy(\.isFinite) ? x : nil
   }
+
+  /// The lower triangular L with `L·Lᵀ` equal to a symmetric positive definite matrix; zeros above.
+  ///
+  /// - Returns: nil if the matrix is not positive definite.
+  /// - Complexity: O(rows³).
+  package func choleskyFactor() -> Matrix? {
+    guard rows == columns, rows > 0 else { return nil }
+    var a = self
+    var (n, info) = (Int32(rows), Int32(0))
+    dpotrf_("L", &n, &a.values, &n, &info, 1)
+    guard info == 0 else { return nil }
+    for column in 1..<max(rows, 1) {
+      for row in 0..<column { a.values[column * rows + row] = 0 }
+    }
+    return a.values.allSatisfy(\.isFinite) ? a : nil
+  }
+
+  /// Solves L · X = B, or Lᵀ · X = B, where L is this matrix's lower triangle, or a leading part of
+  /// it.
+  ///
+  /// - Parameters:
+  ///   - right: B, `[k, n]` with k of at most `rows`: the leading k rows and columns are used.
+  ///   - isTransposed: Whether Lᵀ stands on the left.
+  /// - Precondition: The diagonal has no zeros, as in a factor that `choleskyFactor()` gave.
+  /// - Complexity: O(k² · n).
+  package func solvedTriangular(_ right: Matrix, isTransposed: Bool) -> Matrix {
+    precondition(right.rows <= rows)
+    var x = right
+    guard x.rows > 0, x.columns > 0 else { return x }
+    var (m, n, lda) = (Int32(x.rows), Int32(x.columns), Int32(rows))
+    var one = 1.0
+    dtrsm_(
+      "L", "L", isTransposed ? "T" : "N", "N", &m, &n, &one, values, &lda, &x.values, &m, 1, 1, 1,
+      1)
+    return x
+  }
 }

@@ -21,7 +21,7 @@ package struct GramStatistics: Sendable {
   /// Σ x·xᵀ, `[groups, columns, columns]`; of groups wider than `directLimit` only tiles on and below
   /// the diagonal are kept.
   private var gram: [Double]
-  /// Σ d·xᵀ, `[groups, columns, columns]`.
+  /// Σ d·xᵀ, `[groups, columns, columns]`; empty if it is not kept.
   private var cross: [Double]
   private var sums: [Double]
   private var differenceSums: [Double]
@@ -32,8 +32,9 @@ package struct GramStatistics: Sendable {
 
   /// Creates empty sums.
   ///
+  /// - Parameter keepsCross: Whether Σ d·xᵀ is wanted; without it, differences must be zeros.
   /// - Throws: `HalfstepError.outOfMemory` if the matrices would take 2⁴⁰ bytes or more.
-  package init(groups: Int, columns: Int) throws(HalfstepError) {
+  package init(groups: Int, columns: Int, keepsCross: Bool = true) throws(HalfstepError) {
     let (square, a) = columns.multipliedReportingOverflow(by: columns)
     let (total, b) = square.multipliedReportingOverflow(by: groups)
     guard groups > 0, columns > 0, !a, !b, total < 1 << 37 else {
@@ -43,7 +44,7 @@ package struct GramStatistics: Sendable {
     self.groups = groups
     self.columns = columns
     gram = [Double](repeating: 0, count: total)
-    cross = gram
+    cross = keepsCross ? gram : []
     sums = [Double](repeating: 0, count: groups * columns)
     differenceSums = sums
   }
@@ -67,11 +68,12 @@ package struct GramStatistics: Sendable {
     let across = isDirect ? 1 : (columns + Self.tile - 1) / Self.tile
     let jobs = isDirect ? groups : groups * across * across
     var isRefused = false
+    let keepsCross = !cross.isEmpty
     gram.withUnsafeMutableBufferPointer { gram in
       cross.withUnsafeMutableBufferPointer { cross in
-        guard let g = gram.baseAddress, let c = cross.baseAddress else { return }
+        guard let g = gram.baseAddress else { return }
         nonisolated(unsafe) let g0 = g
-        nonisolated(unsafe) let c0 = c
+        nonisolated(unsafe) let c0 = keepsCross ? cross.baseAddress : nil
         withUnsafeTemporaryAllocation(of: Bool.self, capacity: jobs) { refused in
           nonisolated(unsafe) let refused = refused
           MatrixProduct.onOneThreadEach(jobs) { job in
@@ -79,12 +81,13 @@ package struct GramStatistics: Sendable {
             let panel = group * columns * count
             let matrix = group * columns * columns
             if isDirect {
-              Self.addDirect(x + panel, d + panel, columns, count, g0 + matrix, c0 + matrix)
+              Self.addDirect(
+                x + panel, d + panel, columns, count, g0 + matrix, c0.map { $0 + matrix })
               refused[job] = false
             } else {
               refused[job] = !Self.addTile(
                 x + panel, d + panel, columns, count, job % (across * across) / across,
-                job % across, g0 + matrix, c0 + matrix)
+                job % across, g0 + matrix, c0.map { $0 + matrix })
             }
           }
           isRefused = refused.contains(true)
@@ -103,7 +106,8 @@ package struct GramStatistics: Sendable {
   ///
   /// - Throws: `HalfstepError.shapeMismatch` for other groups or columns.
   package mutating func merge(_ other: GramStatistics) throws(HalfstepError) {
-    guard groups == other.groups, columns == other.columns else {
+    guard groups == other.groups, columns == other.columns, cross.count == other.cross.count
+    else {
       throw HalfstepError(
         .shapeMismatch,
         "Gram matrices of \(groups)×\(columns) and \(other.groups)×\(other.columns)")
@@ -157,12 +161,65 @@ package struct GramStatistics: Sendable {
     let n = columns
     let start = group * n * n
     let scale = 1 / Double(max(count, 1))
+    if cross.isEmpty { return [Double](repeating: 0, count: n * n) }
     var result = cross[start..<start + n * n].map { $0 * scale }
     guard isCentered else { return result }
     let mean = mean(group: group)
     let difference = differenceMean(group: group)
     for row in 0..<n {
       for column in 0..<n { result[row * n + column] -= difference[row] * mean[column] }
+    }
+    return result
+  }
+
+  /// A part of the mean of x·xᵀ: rows of one phase and columns of another.
+  ///
+  /// - Parameters:
+  ///   - group: Which group.
+  ///   - step: Distance of the elements of a phase; divides `columns`.
+  ///   - p: Phase of the rows: p, p + step, …
+  ///   - q: Phase of the columns.
+  ///   - isCentered: Whether means are taken out.
+  /// - Returns: `[columns / step, columns / step]`.
+  package func gramPart(group: Int, step: Int, _ p: Int, _ q: Int, isCentered: Bool) -> Matrix {
+    let (n, start) = (columns, group * columns * columns)
+    let mean = isCentered ? mean(group: group) : [Double](repeating: 0, count: n)
+    let scale = 1 / Double(max(count, 1))
+    let extent = n / step
+    var result = Matrix(rows: extent, columns: extent)
+    gram.withUnsafeBufferPointer { gram in
+      for c in 0..<extent {
+        let column = c * step + q
+        for r in 0..<extent {
+          let row = r * step + p
+          // Only what is on and below the diagonal is kept.
+          let at = start + (row >= column ? row * n + column : column * n + row)
+          result.values[c * extent + r] = gram[at] * scale - mean[row] * mean[column]
+        }
+      }
+    }
+    return result
+  }
+
+  /// A part of the mean of d·xᵀ, alike; nil if it is not kept.
+  package func crossPart(
+    group: Int, step: Int, _ p: Int, _ q: Int, isCentered: Bool
+  ) -> Matrix? {
+    if cross.isEmpty { return nil }
+    let (n, start) = (columns, group * columns * columns)
+    let zeros = [Double](repeating: 0, count: n)
+    let mean = isCentered ? mean(group: group) : zeros
+    let difference = isCentered ? differenceMean(group: group) : zeros
+    let scale = 1 / Double(max(count, 1))
+    let extent = n / step
+    var result = Matrix(rows: extent, columns: extent)
+    for c in 0..<extent {
+      let column = c * step + q
+      for r in 0..<extent {
+        let row = r * step + p
+        result.values[c * extent + r] =
+          cross[start + row * n + column] * scale - difference[row] * mean[column]
+      }
     }
     return result
   }
@@ -182,7 +239,7 @@ package struct GramStatistics: Sendable {
     append(UInt64(groups))
     append(UInt64(columns))
     append(UInt64(count))
-    for list in [gram, cross, sums, differenceSums] {
+    for list in [gram, cross.isEmpty ? gram.map { _ in 0 } : cross, sums, differenceSums] {
       for value in list { append(value.bitPattern) }
     }
     return bytes
@@ -227,14 +284,14 @@ package struct GramStatistics: Sendable {
   private static func addTile(
     _ x: UnsafePointer<Float>, _ d: UnsafePointer<Float>, _ columns: Int, _ count: Int,
     _ tileRow: Int, _ tileColumn: Int, _ gram: UnsafeMutablePointer<Double>,
-    _ cross: UnsafeMutablePointer<Double>
+    _ cross: UnsafeMutablePointer<Double>?
   ) -> Bool {
     let (row, column) = (tileRow * tile, tileColumn * tile)
     let (height, width) = (min(tile, columns - row), min(tile, columns - column))
     return withUnsafeTemporaryAllocation(of: Float.self, capacity: height * width) { buffer in
       guard let product = buffer.baseAddress else { return false }
       for (left, sum) in [(d, cross), (x, gram)] {
-        if sum == gram && tileColumn > tileRow { continue }
+        guard let sum, sum != gram || tileColumn <= tileRow else { continue }
         let status = MatrixProduct.single(
           rows: height, columns: width, inner: count, .init(left + row * count, stride: count),
           .init(x + column * count, stride: count, isTransposed: true), into: product,
@@ -251,7 +308,7 @@ package struct GramStatistics: Sendable {
 
   private static func addDirect(
     _ x: UnsafePointer<Float>, _ d: UnsafePointer<Float>, _ columns: Int, _ count: Int,
-    _ gram: UnsafeMutablePointer<Double>, _ cross: UnsafeMutablePointer<Double>
+    _ gram: UnsafeMutablePointer<Double>, _ cross: UnsafeMutablePointer<Double>?
   ) {
     for row in 0..<columns {
       for column in 0..<columns {
@@ -259,6 +316,7 @@ package struct GramStatistics: Sendable {
           gram[row * columns + column] += Double(
             dot(x + row * count, x + column * count, count))
         }
+        guard let cross else { continue }
         cross[row * columns + column] += Double(dot(d + row * count, x + column * count, count))
       }
     }

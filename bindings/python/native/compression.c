@@ -306,13 +306,75 @@ static PyObject *compressor_select_greedy(PyObject *object, PyObject *args) {
 }
 
 // ------------------------------------------------------------------------------------------------
+// Data
+
+static PyObject *compressor_calibrate(PyObject *object, PyObject *args) {
+  compressor_object *self = (compressor_object *)object;
+  core_state *state = state_of(object);
+  PyObject *values;
+  if (!PyArg_ParseTuple(args, "O:calibrate", &values)) return NULL;
+  inputs inputs;
+  if (inputs_acquire(state, values, &inputs) < 0) return NULL;
+  if (handle_enter(state, &self->lock) < 0) {
+    inputs_release(&inputs);
+    return NULL;
+  }
+  hs_error error;
+  hs_status status;
+  Py_BEGIN_ALLOW_THREADS
+  status =
+      hs_compressor_calibrate(self->compressor, inputs.names, inputs.views, inputs.count, &error);
+  Py_END_ALLOW_THREADS
+  handle_leave(&self->lock);
+  inputs_release(&inputs);
+  return none_or_error(state, status, &error);
+}
+
+static PyObject *compressor_errors(PyObject *object, PyObject *args) {
+  compressor_object *self = (compressor_object *)object;
+  core_state *state = state_of(object);
+  Py_ssize_t index;
+  PyObject *callable;
+  if (!PyArg_ParseTuple(args, "nO:errors", &index, &callable)) return NULL;
+  if (handle_enter(state, &self->lock) < 0) return NULL;
+  progress_context context = {.callable = callable};
+  hs_error error;
+  size_t count = 0;
+  context.thread = PyEval_SaveThread();
+  hs_status status = hs_compressor_errors(self->compressor, (size_t)index, report_progress,
+                                          &context, NULL, 0, &count, &error);
+  PyEval_RestoreThread(context.thread);
+  double *errors = NULL;
+  if (!PyErr_Occurred() && status == HS_OK) {
+    errors = PyMem_Calloc(count + 1, sizeof *errors);
+    if (!errors) PyErr_NoMemory();
+  }
+  // The curves are known now: the second call only copies.
+  if (errors) {
+    status = hs_compressor_errors(self->compressor, (size_t)index, NULL, NULL, errors, count,
+                                  &count, &error);
+  }
+  handle_leave(&self->lock);
+  PyObject *list = NULL;
+  if (errors && status == HS_OK) list = PyList_New((Py_ssize_t)count);
+  for (size_t i = 0; list && i < count; i++) {
+    PyObject *item = PyFloat_FromDouble(errors[i]);
+    if (!item || PyList_SetItem(list, (Py_ssize_t)i, item) < 0) Py_CLEAR(list);
+  }
+  PyMem_Free(errors);
+  return list || PyErr_Occurred() ? list : raise_error(state, &error);
+}
+
+// ------------------------------------------------------------------------------------------------
 // Compression
 
 static PyObject *compressed_tuple(const hs_compressed_layer *layer) {
-  return Py_BuildValue("NNLLLLLL", text_of(layer->name), text_of(layer->op_type),
-                       (long long)layer->units, (long long)layer->maximum_units,
-                       (long long)layer->macs_before, (long long)layer->macs_after,
-                       (long long)layer->parameters_before, (long long)layer->parameters_after);
+  return Py_BuildValue(
+      "NNLLLLLLNNNNdd", text_of(layer->name), text_of(layer->op_type), (long long)layer->units,
+      (long long)layer->maximum_units, (long long)layer->macs_before, (long long)layer->macs_after,
+      (long long)layer->parameters_before, (long long)layer->parameters_after,
+      text_of(layer->weight), text_of(layer->first_weight), text_of(layer->second_weight),
+      text_of(layer->bias), layer->noise_plain, layer->noise_kept);
 }
 
 static PyObject *compressor_compress(PyObject *object, PyObject *args) {
@@ -374,6 +436,8 @@ static PyMethodDef compressor_methods[] = {
     {"refusals", compressor_refusals, METH_NOARGS, NULL},
     {"find", compressor_find, METH_VARARGS, NULL},
     {"units", compressor_units, METH_VARARGS, NULL},
+    {"calibrate", compressor_calibrate, METH_VARARGS, NULL},
+    {"errors", compressor_errors, METH_VARARGS, NULL},
     {"select", compressor_select, METH_VARARGS, NULL},
     {"select_greedy", compressor_select_greedy, METH_VARARGS, NULL},
     {"compress", compressor_compress, METH_VARARGS, NULL},

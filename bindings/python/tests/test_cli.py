@@ -289,8 +289,30 @@ def test_compressed_network_is_that_of_python(folder, scheme):
     assert out.read_bytes() == compressor.compress(others)[0].to_bytes()
 
 
+def test_compress_with_data_is_that_of_python(folder):
+    net, out = folder / "net.onnx", folder / "smaller.onnx"
+    model = halfstep.Model.load(net)
+    compressor = halfstep.ModelCompressor(model, "weight_svd", data=small_models.data(24))
+    same = ("compress", net, "--scheme", "weight-svd", "--target", 0.8, "-o", out)
+    expected, stats = compressor.compress(ranks=compressor.select(0.8))
+    done = run(*same, "--calibration", folder / "x.npy", "--json")
+    assert out.read_bytes() == expected.to_bytes()
+    noises = [entry["noise"] for entry in json.loads(done.stdout)["layers"]]
+    for noise, layer in zip(noises, stats.layers, strict=True):
+        assert (noise is None) == (layer.noise is None)
+        if noise is not None:
+            np.testing.assert_allclose(noise, layer.noise, rtol=1e-6)
+    assert any(noises) and "noise" in done.stderr
+    run(*same, "--calibration", folder / "x.npz", "--array", "x", "--quiet")
+    assert out.read_bytes() == expected.to_bytes()
+
+
 def test_compress_failures_leave_nothing(folder):
     out = folder / "smaller.onnx"
+    data = ["--target", 0.8, "-o", out, "--calibration"]
+    run("compress", folder / "net.onnx", *data, folder / "absent.npy", code=66)
+    run("compress", folder / "net.onnx", *data, folder / "x.npz", "--array", "no", code=65)
+    run("compress", folder / "net.onnx", *data, folder / "x.npz", "--array", "labels", code=65)
     run("compress", folder / "absent.onnx", "--target", 0.5, "-o", out, code=66)
     (folder / "garbage.onnx").write_bytes(b"\xff" * 100)
     run("compress", folder / "garbage.onnx", "--target", 0.5, "-o", out, code=65)
@@ -337,6 +359,7 @@ USAGE = [
     ["evaluate", "net.onnx", "x.npy"],
     ["compress", "net.onnx", "-o", "out"],
     ["compress", "net.onnx", "--target", "0.5"],
+    ["compress", "net.onnx", "--target", "0.5", "--array", "x", "-o", "out"],
     ["compress", "net.onnx", "--target", "0.5", "--ratio", "0.5", "-o", "out"],
     ["compress", "net.onnx", "--target", "2", "-o", "out"],
     ["compress", "net.onnx", "--target", "0.001", "-o", "out"],

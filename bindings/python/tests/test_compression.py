@@ -163,6 +163,40 @@ def test_automatic_and_greedy_choices_meet_the_target(model, tmp_path):
         assert ranks and stats.memory_ratio < 0.95
 
 
+def test_data_makes_layers_better_and_the_choice_another(model):
+    rng = np.random.default_rng(3)
+    data = np.repeat(np.repeat(rng.standard_normal((48, 3, 4, 4), np.float32), 2, 2), 2, 3)
+    fresh = np.repeat(np.repeat(rng.standard_normal((48, 3, 4, 4), np.float32), 2, 2), 2, 3)
+    for scheme in ("weight_svd", "spatial_svd"):
+        plain = halfstep.ModelCompressor(model, scheme)
+        aware = halfstep.ModelCompressor(model, scheme, data=[data[:20], data[20:]])
+        other, stats = aware.compress(0.5)
+        one, before = plain.compress(0.5)
+        assert stats.macs == before.macs and all(layer.noise is None for layer in before.layers)
+        split = [layer for layer in stats.layers if layer.rank]
+        assert split and all(layer.noise[1] <= layer.noise[0] for layer in split)
+        assert "noise" in str(stats) and "noise" not in str(before)
+        for layer in split:
+            assert {*layer.pair, layer.bias} - {None} <= set(other.initializers)
+        expected, a, b = (next(iter(m.run(fresh).values())) for m in (model, one, other))
+        assert np.square(b - expected).sum() < np.square(a - expected).sum()
+        curves = aware.error_curves()
+        assert set(curves) == {layer.weight for layer in aware.layers}
+        for weight, curve in curves.items():
+            assert curve[0] == 1 and list(curve) == sorted(curve, reverse=True)
+            assert curve[1:] != plain.error_curves()[weight][1 : len(curve)]
+        chosen = aware.select(0.8)
+        assert aware.compress(ranks=chosen)[1].mac_ratio <= 0.8
+    with pytest.raises(halfstep.EmptyStatisticsError):
+        halfstep.ModelCompressor(model, data=[])
+    with pytest.raises(halfstep.UnknownNameError):
+        halfstep.ModelCompressor(model, data={"nothing": data})
+    with pytest.raises(halfstep.NonFiniteValueError):
+        halfstep.ModelCompressor(model, data=data * np.nan)
+    with pytest.raises(halfstep.CancelledError):
+        aware.compress(0.5, progress=lambda done, total: False)
+
+
 def test_errors_name_the_culprit(model):
     compressor = halfstep.ModelCompressor(model)
     with pytest.raises(halfstep.UnknownNameError, match="'nothing'"):

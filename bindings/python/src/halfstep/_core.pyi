@@ -72,6 +72,24 @@ class Model:
         /,
     ) -> list[tuple[str, str, int, float, float, str]]: ...
 
+# Name, operator, size, largest size, costs before and after, names of weights and bias, noises.
+_Compressed = tuple[
+    str | None,
+    str | None,
+    int,
+    int,
+    int,
+    int,
+    int,
+    int,
+    str | None,
+    str | None,
+    str | None,
+    str | None,
+    float,
+    float,
+]
+
 @final
 class Compressor:
     def costs(self) -> list[tuple[str, str, str, int, int]]: ...
@@ -79,6 +97,10 @@ class Compressor:
     def refusals(self) -> list[tuple[str, str]]: ...
     def find(self, name: str, /) -> int: ...
     def units(self, index: int, ratio: float, /) -> int: ...
+    def calibrate(self, inputs: dict[str, Buffer], /) -> None: ...
+    def errors(
+        self, index: int, progress: Callable[[int, int], object] | None, /
+    ) -> list[float]: ...
     def select(
         self, target: float, progress: Callable[[int, int], object] | None, /
     ) -> list[int]: ...
@@ -89,8 +111,8 @@ class Compressor:
         self, units: tuple[int, ...], progress: Callable[[int, int], object] | None, /
     ) -> tuple[
         Model,
-        tuple[str, str, int, int, int, int, int, int],
-        list[tuple[str, str, int, int, int, int, int, int]],
+        _Compressed,
+        list[_Compressed],
     ]: ...
 
 @final

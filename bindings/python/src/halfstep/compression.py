@@ -64,6 +64,15 @@ class CompressedLayer(NamedTuple):
     macs: tuple[int, int]
     #: Elements of weights before and after.
     parameters: tuple[int, int]
+    #: Name of the weight before compression.
+    weight: str
+    #: Names of the pair's weights; None if the layer stayed as it was.
+    pair: tuple[str, str] | None
+    #: Name of the second layer's bias; None if it has none.
+    bias: str | None
+    #: Noise over signal of the layer's output on held-out rows, with the factors that are best for
+    #: the weight alone and with those that were kept; None without data.
+    noise: tuple[float, float] | None
 
 
 class CompressionStats(NamedTuple):
@@ -94,7 +103,10 @@ class CompressionStats(NamedTuple):
         for layer in self.layers:
             rank = "-" if layer.rank is None else f"{layer.rank}/{layer.maximum_rank}"
             ratio = layer.macs[1] / layer.macs[0] if layer.macs[0] else 1.0
-            lines.append(f"{layer.name:{width}}  rank {rank:>9}  macs {ratio:.4f}")
+            line = f"{layer.name:{width}}  rank {rank:>9}  macs {ratio:.4f}"
+            if layer.noise is not None:
+                line += f"  noise {layer.noise[1]:.2e} (plain {layer.noise[0]:.2e})"
+            lines.append(line)
         return "\n".join(lines)
 
 
@@ -116,15 +128,23 @@ class ModelCompressor:
         Layers that stay as they are, by node name, weight, or weight without ``.weight``.
     input_shapes : mapping of str to tuple of int
         Shapes of inputs whose extents are open; an open first extent counts as 1.
+    data : array, mapping of str to array, or iterable of these, optional
+        Unlabeled inputs (copied; a few hundred samples are plenty). With them, each layer's factors
+        minimize the error of its output behind the layers that were split before it, the bias takes
+        the means, and `select` goes by what ranks do to the layers' outputs. Factors that are best
+        for the weight alone stay where they do better on rows that were held out.
 
     Raises
     ------
-    InvalidArgumentError, UnknownNameError, UnsupportedOperatorError
+    InvalidArgumentError, UnknownNameError, UnsupportedOperatorError, and for data
+    EmptyStatisticsError, NonFiniteValueError, ShapeMismatchError
 
     References
     ----------
     Jaderberg et al., "Speeding up Convolutional Neural Networks with Low Rank Expansions", 2014.
     arXiv:1405.3866
+    Zhang et al., "Accelerating Very Deep Convolutional Networks for Classification and Detection",
+    2015. arXiv:1505.06798
 
     Examples
     --------
@@ -147,6 +167,7 @@ class ModelCompressor:
         multiplicity: int = 1,
         layers_to_ignore: Iterable[str] = (),
         input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+        data: Any = None,
     ) -> None:
         from .errors import InvalidArgumentError
 
@@ -170,6 +191,10 @@ class ModelCompressor:
         )
         #: Layers that can be split, in the order in which they run.
         self.layers = tuple(CompressibleLayer(*layer) for layer in self._handle.layers())
+        if data is not None:
+            from .rounding import _joined
+
+            self._handle.calibrate(_joined(data, model.inputs))
 
     @property
     def costs(self) -> tuple[LayerCost, ...]:
@@ -231,10 +256,7 @@ class ModelCompressor:
         with Reporter(progress, "compressing", "‰") as report:
             handle, total, layers = self._handle.compress(tuple(units), report)
         stats = CompressionStats(
-            tuple(
-                CompressedLayer(name, op, rank or None, maximum, (a, b), (c, d))
-                for name, op, rank, maximum, a, b, c, d in layers
-            ),
+            tuple(_compressed(layer) for layer in layers),
             (total[4], total[5]),
             (total[6], total[7]),
             self.refusals,
@@ -244,7 +266,8 @@ class ModelCompressor:
     def select(self, target: float, *, progress: bool | Progress = False) -> dict[str, int]:
         """Choose ranks without evaluating the network.
 
-        The sum of the layers' relative errors is least among all choices within the target.
+        The sum of the layers' relative errors (see `error_curves`) is least among all choices
+        within the target.
 
         Parameters
         ----------
@@ -266,6 +289,33 @@ class ModelCompressor:
         """
         with Reporter(progress, "choosing ranks", "‰") as report:
             return self._named(self._handle.select(target, report))
+
+    def error_curves(self, *, progress: bool | Progress = False) -> dict[str, tuple[float, ...]]:
+        """The share of each layer that each rank loses when nothing else is compressed.
+
+        Of the power of the layer's output around its mean with data, else of its squared weight.
+        The first call does the work; `select` counts as one.
+
+        Parameters
+        ----------
+        progress : bool or callable
+            Whether to show a bar, or a callback that cancels by returning False.
+
+        Returns
+        -------
+        dict of str to tuple of float
+            By weight the shares of ranks 0, 1, ..., falling from 1 to 0: up to the largest rank, or
+            with data to the largest that does not cost more than the layer.
+
+        Raises
+        ------
+        NonFiniteValueError, CancelledError
+        """
+        with Reporter(progress, "measuring layers", "‰") as report:
+            return {
+                layer.weight: tuple(self._handle.errors(index, report))
+                for index, layer in enumerate(self.layers)
+            }
 
     def evaluate(
         self,
@@ -356,6 +406,23 @@ class ModelCompressor:
         return self._named(
             self._handle.select_greedy(target, array("d", ratios or [0.5]), flat, use_monotonic_fit)
         )
+
+
+def _compressed(values: tuple[Any, ...]) -> CompressedLayer:
+    """What the native module reports of a layer."""
+    name, op, rank, maximum, a, b, c, d, weight, first, second, bias, plain, kept = values
+    return CompressedLayer(
+        name,
+        op,
+        rank or None,
+        maximum,
+        (a, b),
+        (c, d),
+        weight,
+        None if first is None else (first, second),
+        bias,
+        None if kept < 0 else (plain, kept),
+    )
 
 
 def save_scores(scores: Mapping[str, Mapping[float, float]], path: str | os.PathLike[str]) -> None:
