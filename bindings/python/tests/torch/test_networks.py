@@ -23,6 +23,7 @@ NETWORKS = {
     "shufflenet_v2_x1_0": 96,
     "inception_v3": 128,
     "vit_b_16": 224,
+    "swin_t": 64,
 }
 
 
@@ -48,13 +49,13 @@ def test_every_layer_equals_the_engine_and_onnxruntime(name, tmp_path, capsys):
     if any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules()):
         assert fold_all_batch_norms(model, x)
     sim = QuantizationSimModel(model, x, in_place=True)
-    assert not sim._missing
+    assert not sim._part.missing
     sim.compute_encodings(lambda module: module(x))
     engine = sim._engine(keeps_ranges=True)
     source = sim._network.exported.inputs[0]
     output = sim._network.exported.outputs[0]
     enabled = [q.tensor for q in engine.quantizers if q.is_enabled and not q.is_parameter]
-    computed = [n for n in enabled if n in sim._watched and n != source]
+    computed = [n for n in enabled if n in sim._part.watched and n != source]
     theirs = engine.run({source: x.numpy()}, extra_outputs=[n for n in computed if n != output])
 
     # Teacher forcing: each quantizer hands on what the engine's tensor holds, so that each layer of

@@ -37,11 +37,17 @@ def simulate(**options):
     return QuantizationSimModel(net, torch_networks.pictures(1), **options)
 
 
-@pytest.fixture
-def sim():
+@pytest.fixture(scope="module")
+def pristine():
+    """A calibrated simulation that no test changes: tracing takes seconds, a copy does not."""
     result = simulate()
     result.compute_encodings(lambda model: model(torch_networks.pictures(8)))
     return result
+
+
+@pytest.fixture
+def sim(pristine):
+    return copy.deepcopy(pristine)
 
 
 def output_of(sim):
@@ -194,7 +200,8 @@ def test_failed_calibration_leaves_everything_as_it_was(sim):
     assert all(q.observer is None for q in sim.quantizers.values())
     for key, value in sim.model.state_dict().items():
         if torch.is_tensor(value):
-            assert torch.equal(value, state[key]), key
+            # Quantizers that are off may have no range, which NaN stands for.
+            assert torch.equal(value.nan_to_num(), state[key].nan_to_num()), key
 
 
 def test_calibration_without_data_names_tensors():

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,84 @@ def encoding_of(quantizer: Quantizer) -> engine.Encoding:
     )
 
 
+def parsed(source: Mapping[str, Any] | str | os.PathLike[str]) -> dict[str, Any]:
+    """Return encodings as a dictionary; a path is read.
+
+    Raises
+    ------
+    FileAccessError, MalformedFileError
+    """
+    if isinstance(source, Mapping):
+        return dict(source)
+    try:
+        with open(source, encoding="utf-8") as file:
+            content = json.load(file)
+    except OSError as error:
+        raise FileAccessError(f"cannot read '{os.fspath(source)}': {error.strerror}") from error
+    except ValueError as error:
+        raise MalformedFileError(f"'{os.fspath(source)}' is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise MalformedFileError(f"'{os.fspath(source)}' is no JSON object")
+    return content
+
+
+#: Where the versions of the format keep encodings: lists of entries with names, or by name.
+_SECTIONS = ("activation_encodings", "param_encodings", "encodings")
+
+
+def joined(contents: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the encodings of several modules as one file's content, tensors named in full.
+
+    Parameters
+    ----------
+    contents : mapping
+        Content of a file, by the name of the module; one without a name stands alone.
+    """
+    if contents.keys() == {""}:
+        return contents[""]
+    result: dict[str, Any] = {}
+    for place, content in contents.items():
+        for key, value in content.items():
+            if key not in _SECTIONS:
+                result.setdefault(key, value)
+            elif isinstance(value, list):
+                entries = [entry | {"name": f"{place}.{entry['name']}"} for entry in value]
+                result.setdefault(key, []).extend(entries)
+            else:
+                entries = {f"{place}.{name}": entry for name, entry in value.items()}
+                result.setdefault(key, {}).update(entries)
+    return result
+
+
+def split(
+    content: dict[str, Any], places: Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Undo `joined`; also return the names that belong to no module."""
+    if list(places) == [""]:
+        return {"": content}, []
+    unknown: list[str] = []
+    result = {
+        place: {
+            key: ([] if isinstance(value, list) else {}) if key in _SECTIONS else value
+            for key, value in content.items()
+        }
+        for place in places
+    }
+    for key in _SECTIONS:
+        entries = content.get(key, {})
+        named = isinstance(entries, Mapping)
+        for entry in entries:
+            name = str(entry if named else entry.get("name"))
+            place = next((p for p in places if name.startswith(f"{p}.")), None)
+            if place is None:
+                unknown.append(name)
+            elif named:
+                result[place][key][name[len(place) + 1 :]] = entries[entry]
+            else:
+                result[place][key].append(entry | {"name": name[len(place) + 1 :]})
+    return result, unknown
+
+
 class Parameters:
     """Encodings of parameters: a file's content without the rest, and the names in it."""
 
@@ -105,16 +183,7 @@ class Parameters:
 def parameter_encodings(
     source: Mapping[str, Any] | str | os.PathLike[str], roles: Mapping[str, bool]
 ) -> Parameters:
-    if isinstance(source, Mapping):
-        content = dict(source)
-    else:
-        try:
-            with open(source, encoding="utf-8") as file:
-                content = json.load(file)
-        except OSError as error:
-            raise FileAccessError(f"cannot read '{os.fspath(source)}': {error.strerror}") from error
-        except ValueError as error:
-            raise MalformedFileError(f"'{os.fspath(source)}' is no JSON: {error}") from error
+    content = parsed(source)
     if "encodings" in content:  # 2.0.0 does not tell parameters from the rest
         kept = [entry for entry in content["encodings"] if roles.get(entry.get("name"), False)]
         return Parameters(content | {"encodings": kept}, [entry["name"] for entry in kept])

@@ -4,12 +4,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..model import Model
 from . import _onnx, _trace
+
+
+class Node(NamedTuple):
+    """An operator of a graph."""
+
+    op_type: str
+    inputs: list[str]
+    outputs: list[str]
+
+
+def nodes(data: bytes) -> dict[str, Node]:
+    """Operators of an ONNX model by name."""
+    import onnx
+
+    graph = onnx.load_from_string(data).graph
+    return {n.name: Node(n.op_type, list(n.input), list(n.output)) for n in graph.node}
 
 
 class Network:
@@ -25,6 +41,15 @@ class Network:
             model = copy.deepcopy(model).to("cpu", torch.float32)
             dummy_input = torch.utils._pytree.tree_map(on_cpu, dummy_input)
         self.exported = _onnx.export(_trace.trace(model, dummy_input))
+        #: Inputs that the graph was made with: positional and by keyword.
+        self.example = self.exported.program.example_inputs
+
+    def release(self) -> None:
+        """Let go of the traced program, which is no longer needed once a simulation is built."""
+        self.exported = self.exported._replace(program=None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+        return self
 
     def bound(self, model: torch.nn.Module) -> Model:
         """Return the engine's model with the weights that a module has now.

@@ -29,8 +29,8 @@ class Exported(NamedTuple):
 
     #: Bytes of the model; parameters and buffers are inputs.
     data: bytes
-    #: The graph: node names are tensor names.
-    program: torch.export.ExportedProgram
+    #: The graph: node names are tensor names. None once a simulation is built.
+    program: torch.export.ExportedProgram | None
     #: Inputs that are not parameters or buffers, in the order of the call.
     inputs: tuple[str, ...]
     #: Outputs in the order of the call.

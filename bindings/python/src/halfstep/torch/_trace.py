@@ -11,12 +11,15 @@ every tensor which the engine may quantize is the result of one node.
 from __future__ import annotations
 
 import contextlib
+import inspect
+import io
+import logging
 import math
 import os
 import traceback
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -70,6 +73,18 @@ def _marking_row_dropouts(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep torch from printing graphs when tracing fails: the exception says what matters."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Put every module into evaluation mode, and back into its own mode afterwards."""
     training = [module for module in model.modules() if module.training]
@@ -81,8 +96,17 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
+class Call(NamedTuple):
+    """Arguments of a call."""
+
+    args: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+
 def as_arguments(dummy_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return positional and keyword arguments of an AIMET-style dummy input."""
+    if isinstance(dummy_input, Call):
+        return dummy_input
     if isinstance(dummy_input, dict):
         return (), dict(dummy_input)
     if isinstance(dummy_input, (tuple, list)):
@@ -101,7 +125,7 @@ def trace(model: torch.nn.Module, dummy_input: Any) -> torch.export.ExportedProg
     args, kwargs = as_arguments(dummy_input)
     with evaluating(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with _marking_row_dropouts(model):
+        with _marking_row_dropouts(model), _quietly():
             program = _export(model, args, kwargs)
         _mark_layers(program)
         try:
@@ -117,7 +141,7 @@ def _export(
     model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> torch.export.ExportedProgram:
     many, named = _doubled(args, kwargs)
-    dynamic = _batch_dimensions(many, named)
+    dynamic = _batch_dimensions(model, many, named)
     if dynamic is not None:
         try:
             return torch.export.export(model, many, named, dynamic_shapes=dynamic, strict=False)
@@ -138,23 +162,26 @@ def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[s
         one = isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape[0] == 1
         return torch.cat([value, value]) if one else value
 
-    return tuple(map(doubled, args)), {name: doubled(value) for name, value in kwargs.items()}
+    return torch.utils._pytree.tree_map(doubled, (args, kwargs))
 
 
-def _batch_dimensions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A variable first extent for all inputs, if they share one that is more than 1."""
-    tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
-    everything = len(tensors) == len(args) + len(kwargs)
+def _batch_dimensions(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A variable first extent for all tensors, if they share one that is more than 1."""
+    leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     extents = {t.shape[0] if t.dim() else 0 for t in tensors}
-    if not everything or len(extents) != 1 or min(extents, default=0) < 1:
-        return None
     # An extent of 1 would be taken for fixed: the caller doubles it.
-    if extents == {1}:
+    if len(extents) != 1 or min(extents) < 2:
         return None
     batch = {0: torch.export.Dim("N")}
-    if kwargs:
-        return None if args else dict.fromkeys(kwargs, batch)
-    return tuple(batch for _ in args)
+    args, kwargs = torch.utils._pytree.tree_map(
+        lambda leaf: batch if isinstance(leaf, torch.Tensor) else None, (args, kwargs)
+    )
+    if not kwargs:
+        return args
+    if not args:
+        return kwargs
+    return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
 
 
 def _brief(error: BaseException) -> str:
@@ -272,6 +299,54 @@ def _attention(
     return aten.matmul.default(weights, value)
 
 
+def _roll(x: torch.Tensor, shifts: Any, dims: Any = ()) -> Any:
+    if not dims:
+        return NotImplemented
+    for shift, dim in zip(shifts, dims, strict=True):
+        extent = x.shape[dim]
+        if not isinstance(extent, int) or not isinstance(shift, int):
+            return NotImplemented
+        cut = -shift % extent if extent else 0
+        if cut:
+            end, begin = aten.slice.Tensor(x, dim, cut), aten.slice.Tensor(x, dim, 0, cut)
+            x = aten.cat.default([end, begin], dim)
+    return x
+
+
+def _index(x: torch.Tensor, indices: Any) -> Any:
+    """Make picking rows by one tensor of numbers what ONNX calls Gather."""
+    chosen = [axis for axis, index in enumerate(indices) if index is not None]
+    if len(chosen) != 1:
+        return NotImplemented
+    (axis,), index = chosen, indices[chosen[0]]
+    if index.dtype not in (torch.int64, torch.int32):
+        return NotImplemented
+    rows = aten.index_select.default(x, axis, aten.reshape.default(index, [-1]))
+    if index.dim() == 1:
+        return rows
+    return aten.reshape.default(rows, [*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]])
+
+
+def _filled(x: torch.Tensor, size: Any, value: Any, options: dict[str, Any]) -> Any:
+    """Make a constant of what has a fixed shape."""
+    if not all(isinstance(extent, int) for extent in size):
+        return NotImplemented
+    dtype = options.get("dtype") or x.dtype
+    return aten.full.default(size, value, dtype=dtype, device=options.get("device") or x.device)
+
+
+def _new_zeros(x: torch.Tensor, size: Any, **options: Any) -> Any:
+    return _filled(x, size, 0, options)
+
+
+def _new_ones(x: torch.Tensor, size: Any, **options: Any) -> Any:
+    return _filled(x, size, 1, options)
+
+
+def _new_full(x: torch.Tensor, size: Any, value: Any, **options: Any) -> Any:
+    return _filled(x, size, value, options)
+
+
 def _addmm(bias: torch.Tensor, x: torch.Tensor, y: torch.Tensor, beta: Any = 1, alpha: Any = 1):
     if beta != 1 or alpha != 1:
         return NotImplemented
@@ -287,4 +362,9 @@ _DECOMPOSITIONS = {
     aten.linear.default: _linear,
     aten.scaled_dot_product_attention.default: _attention,
     aten.addmm.default: _addmm,
+    aten.roll.default: _roll,
+    aten.index.Tensor: _index,
+    aten.new_zeros.default: _new_zeros,
+    aten.new_ones.default: _new_ones,
+    aten.new_full.default: _new_full,
 }

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,7 @@ from ._network import as_array
 from .quantizer import Quantizer
 
 if TYPE_CHECKING:
-    from .simulation import QuantizationSimModel
+    from ._part import Part
 
 
 class Observer:
@@ -38,36 +37,39 @@ def ignore(value: torch.Tensor) -> None:
 class Refresh:
     """Keeps the grids of parameters that training does not learn on the present weights.
 
-    Called before each run. A copy of the network shares the engine's rules, and looks at its own
-    weights.
+    Called before each run of a part. A copy of the part looks at its own weights.
     """
 
-    def __init__(self, sim: QuantizationSimModel) -> None:
-        self.sim = sim
-        self.model = sim.model
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        #: Whether grids follow; not while a calibration runs.
+        self.active = True
+        self._forget()
+
+    def _forget(self) -> None:
         self.rules: engine.QuantizationSimModel | None = None
         self.seen: dict[str, tuple[int, int]] = {}
         self.pairs: list[tuple[str, Quantizer, nn.Module, str]] | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Refresh:
-        clone = object.__new__(Refresh)
-        clone.sim, clone.rules = self.sim, self.rules
-        clone.model = copy.deepcopy(self.model, memo)
-        clone.seen, clone.pairs = dict(self.seen), None
-        return clone
+    def __getstate__(self) -> dict[str, Any]:
+        return {"part": self.part, "active": self.active}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._forget()
 
     def _find(self) -> list[tuple[str, Quantizer, nn.Module, str]]:
         pairs = []
-        for name, role in self.sim._roles.items():
-            owner, _, key = name.rpartition(".")
-            if not role or name not in self.sim._quantizers:
-                continue
-            module = self.model.get_submodule(owner)
-            pairs.append((name, module.param_quantizers[key], module, key))
+        for name, quantizer in self.part.quantizers.items():
+            if self.part.roles[name]:
+                owner, _, key = name.rpartition(".")
+                pairs.append((name, quantizer, self.part.original.get_submodule(owner), key))
         return pairs
 
     @torch.compiler.disable
     def __call__(self) -> None:
+        if not self.active:
+            return
         if self.pairs is None:
             self.pairs = self._find()
         for name, quantizer, module, key in self.pairs:
@@ -78,7 +80,7 @@ class Refresh:
             if self.seen.get(name) == version:
                 continue
             if self.rules is None:
-                self.rules = self.sim._engine(keeps_ranges=False)
+                self.rules = self.part.engine(keeps_ranges=False)
             raw = self.rules._handle.parameter_encoding(name, as_array(weight))
             set_encoding(quantizer, from_raw(raw))
             self.seen[name] = version
@@ -99,8 +101,8 @@ class Range:
         quantizer.set_extra_state(self.state)
 
 
-def share(mine: bytes | str, group: Any) -> list[bytes | str]:
-    """Return what the other processes of a group observed, or what they failed with.
+def share(mine: Any, group: Any) -> list[Any]:
+    """Return what the other processes of a group observed, or the text of what they failed with.
 
     A process that has failed takes part as well, so that none waits for ever.
     """
@@ -113,9 +115,10 @@ def share(mine: bytes | str, group: Any) -> list[bytes | str]:
     return everyone
 
 
-def merge(sim: engine.QuantizationSimModel, others: list[bytes | str]) -> None:
-    """Add what other processes observed."""
+def merge(sims: list[engine.QuantizationSimModel], others: list[Any]) -> None:
+    """Add what other processes observed, of each part."""
     for other in others:
         if isinstance(other, str):
             raise InvalidStateError(f"calibration failed in another process: {other}")
-        sim.merge_statistics(other)
+        for sim, statistics in zip(sims, other, strict=True):
+            sim.merge_statistics(statistics)

@@ -11,33 +11,12 @@ import torch
 from torch import nn
 
 from ..errors import InvalidStateError
+from ._trace import Call
 from .folding import FoldedPair, fold_all_batch_norms
 from .quantizer import Quantizer
 
 if TYPE_CHECKING:
     from .simulation import QuantizationSimModel
-
-
-def defer_batch_norms(sim: QuantizationSimModel) -> None:
-    """Quantize a network with batch norms where it will be quantized once they are folded.
-
-    Switches off the quantizers between layers and the batch norms that will fold into them, and
-    those of the batch norms' parameters. To be called before calibration, when training is to go on
-    with batch norms and `fold_all_batch_norms_to_scale` is to follow.
-
-    Parameters
-    ----------
-    sim : QuantizationSimModel
-        A simulation of a network whose batch norms are not folded.
-    """
-    folded, pairs = _folded(sim)
-    before = _by_name(sim)
-    sources = _sources(before, pairs)
-    after = _by_name(folded)
-    kept = {id(source) for key, source in sources.items() if key in after and after[key].enabled}
-    for quantizer in before.values():
-        if id(quantizer) not in kept and not quantizer.frozen:
-            quantizer.enabled = False
 
 
 def fold_all_batch_norms_to_scale(sim: QuantizationSimModel) -> list[FoldedPair]:
@@ -52,7 +31,7 @@ def fold_all_batch_norms_to_scale(sim: QuantizationSimModel) -> list[FoldedPair]
     Parameters
     ----------
     sim : QuantizationSimModel
-        Trained after `defer_batch_norms`; unchanged if the call fails.
+        Trained, with batch norms; unchanged if the call fails.
 
     Returns
     -------
@@ -87,8 +66,7 @@ def _folded(sim: QuantizationSimModel) -> tuple[QuantizationSimModel, Pairs]:
     """Return a simulation of the network with its batch norms folded, and what folded."""
     model = sim.get_original_model().cpu()
     names = {module: name for name, module in model.named_modules()}
-    args, keywords = sim._network.exported.program.example_inputs
-    example = keywords or args
+    example = Call(*sim._network.example)
     pairs = [
         (names[layer], names[norm], norm)
         for layer, norm in fold_all_batch_norms(model, dummy_input=example)
@@ -136,8 +114,8 @@ def _sources(before: dict[str, Quantizer], pairs: Pairs) -> dict[str, Quantizer]
 def _refuse(before: dict[str, Quantizer], prefix: str, what: str) -> None:
     if any(key.startswith(prefix) and quantizer.enabled for key, quantizer in before.items()):
         raise InvalidStateError(
-            f"{what} is quantized, so that the batch norm cannot fold:"
-            " call defer_batch_norms(sim) before calibration"
+            f"{what} is quantized, so that the batch norm cannot fold: switch the quantizer off"
+            " before calibration"
         )
 
 

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InvalidArgumentError, InvalidStateError, UnsupportedOperatorError
 from ..model import EqualizationReport, EqualizedSet, Model
-from ._network import Network, as_array
+from ._network import Network, as_array, nodes
 from .quantizer import Quantizer
 
 
@@ -166,7 +166,7 @@ class _LiveModel:
         self.model = model
         self.network = Network(model, _dummy(model, input_shapes, dummy_input))
         self.changed: Model = self.network.bound(model)
-        self.before = _nodes(self.network.exported.data)
+        self.before = nodes(self.network.exported.data)
 
     def fold(self) -> list[FoldedPair]:
         folds = self.changed.fold_batch_norms()
@@ -234,7 +234,7 @@ class _LiveModel:
 
     def _write_back(self, folded: set[str]) -> None:
         """Give the module what the engine's model holds now; all of it, or nothing on an error."""
-        after = _nodes(self.changed.to_bytes())
+        after = nodes(self.changed.to_bytes())
         values = self.changed.initializers
         state = set(self.network.exported.state)
         parameters: dict[str, np.ndarray] = {}
@@ -286,19 +286,6 @@ class _LiveModel:
                 f"activation '{name}' is called {calls} times: it cannot get bounds by channel"
             )
         return name
-
-
-class _Node(NamedTuple):
-    op_type: str
-    inputs: list[str]
-
-
-def _nodes(data: bytes) -> dict[str, _Node]:
-    """Operators of a model by name, with the names of their inputs."""
-    import onnx
-
-    model = onnx.load_from_string(data)
-    return {node.name: _Node(node.op_type, list(node.input)) for node in model.graph.node}
 
 
 def _store(module: nn.Module, key: str, value: torch.Tensor) -> None:

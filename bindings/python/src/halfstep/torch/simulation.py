@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,25 +18,31 @@ from torch import nn
 from .. import simulation as engine
 from .._faces import scheme_name
 from ..errors import (
-    EmptyStatisticsError,
     EncodingMismatchError,
-    HalfstepError,
+    InvalidArgumentError,
     InvalidStateError,
     UnknownNameError,
 )
-from . import _simulated
-from ._encodings import encoding_of, make_quantizer, parameter_encodings, set_encoding, write
+from . import _borders, _simulated
+from ._encodings import joined, parameter_encodings, parsed, set_encoding, split, write
+from ._export import ONNX, file_name, make_folder
 from ._network import Network
-from ._trace import evaluating
-from ._watching import Observer, Range, Refresh, ignore, merge, share
+from ._part import Part, quantizers
+from ._program import SimulatedModule
+from ._trace import as_arguments, evaluating
+from ._watching import Range, merge, share
+from .errors import UntraceableModelError
 from .quantizer import Quantizer
+
+_NOTHING: Any = object()
 
 
 class QuantizationSimModel:
     """A live module simulated on integer hardware, to be calibrated, trained and exported.
 
     The engine places the quantizers in the graph of the module. `model` runs that graph with the
-    original's own modules, which hold the quantizers.
+    original's own modules, which hold the quantizers. It can be copied (`copy.deepcopy`), pickled,
+    and saved with `save_checkpoint`.
 
     Parameters
     ----------
@@ -54,6 +61,11 @@ class QuantizationSimModel:
         A runtime configuration, built in by name or a JSON file; per channel by default.
     percentile : float
         For the scheme of that name, 50 to 100.
+    fallback : str, optional
+        ``"modules"``: if Python code that branches on values defeats tracing, the largest modules
+        that can be traced are simulated each for itself, with a warning that says which. `model`
+        then is of the original's class and runs its Python code; only these modules run graphs.
+        Without it, such a model is an error.
 
     Attributes
     ----------
@@ -63,7 +75,8 @@ class QuantizationSimModel:
     Raises
     ------
     UntraceableModelError
-        If the module's Python code cannot be made a graph; the message names the line.
+        If the module's Python code cannot be made a graph; the message names the line. With a
+        fallback, if that holds for every module of it.
     UnknownNameError, InvalidArgumentError, InvalidConfigurationError, NonFiniteValueError
 
     Examples
@@ -90,14 +103,17 @@ class QuantizationSimModel:
         config_file: str | os.PathLike[str] | None = None,
         *,
         percentile: float = 100.0,
+        fallback: str | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+        if fallback not in (None, "modules"):
+            raise InvalidArgumentError(f"fallback: expected None or 'modules', got {fallback!r}")
         if any(isinstance(part, Quantizer) for part in model.modules()):
             raise InvalidStateError(
                 "the model has quantizers already: build the simulation from the original"
             )
-        _simulated.device_of(model)
+        device = _simulated.device_of(model)
         self._options = {
             "param_bits": default_param_bw,
             "activation_bits": default_output_bw,
@@ -105,84 +121,68 @@ class QuantizationSimModel:
             "config": config_file,
             "percentile": percentile,
         }
-        self._excluded: tuple[str, ...] = ()
-        self._network = Network(model, dummy_input)
         self._original = model if in_place else copy.deepcopy(model)
-        first = engine.QuantizationSimModel(self._network.bound(self._original), **self._options)
-        self._roles = {site.tensor: site.is_parameter for site in first.quantizers}
-        self.model, self._quantizers, missing = _simulated.build(
-            self._original,
-            self._network.exported,
-            first.quantizers,
-            lambda site: make_quantizer(site, first),
-        )
+        args, keywords = as_arguments(dummy_input)
+        leaves = torch.utils._pytree.tree_leaves((args, keywords))
+        self._inputs = sum(isinstance(leaf, torch.Tensor) for leaf in leaves)
+        #: Why there is no graph of the whole network, if there is none.
+        self._obstacle = ""
+        try:
+            part = Part(self._original, dummy_input, self._options)
+            self._parts: tuple[Part, ...] = (part,)
+            self.model: nn.Module = SimulatedModule(self._original, part.program, part.refresh)
+        except UntraceableModelError as error:
+            if fallback is None:
+                raise UntraceableModelError(
+                    f'{error}; fallback="modules" quantizes what can be traced'
+                ) from error
+            self._obstacle = str(error)
+            self._parts = _borders.find(self._original, dummy_input, self._options, error)
+            self.model = self._original
+        missing = [part.name_of(tensor) for part in self._parts for tensor in part.missing]
         if missing:
             warnings.warn(
                 f"{len(missing)} tensors that only exist in the ONNX graph stay unquantized: "
                 + ", ".join(missing[:5]),
                 stacklevel=2,
             )
-        self._missing = missing
-        self._share_ranges(first.quantizers)
-        #: Computed tensors: what calibration has to watch.
-        constants = set(self._network.exported.state)
-        self._watched = tuple(
-            name
-            for name, quantizer in self._quantizers.items()
-            if not self._roles[name] and name not in constants and not self._is_constant(name)
-        )
-        self._pull(first)
-        device = _simulated.device_of(self._original)
         if device is not None:
             self.model.to(device)
-        self.model._before_forward = Refresh(self)
-        self.onnx = _ONNX(self)
+        self.onnx = ONNX(self)
 
     # ---------------------------------------------------------------------------------------------
-    # Between the engine and the modules
+    # Parts: one, unless the network could not be traced as a whole
 
-    def _is_constant(self, tensor: str) -> bool:
-        constants = getattr(self._original, "traced_constants", None)
-        return constants is not None and tensor in constants._buffers
+    @property
+    def _part(self) -> Part:
+        """The only part.
 
-    def _share_ranges(self, sites: Iterable[engine.Quantizer]) -> None:
-        """Let tensors on one grid share the ends of its range: training moves them as one."""
-        for site in sites:
-            quantizer, leader = (self._quantizers.get(n) for n in (site.tensor, site.tied_to))
-            if quantizer is not None and leader is not None and quantizer is not leader:
-                quantizer.minimum, quantizer.maximum = leader.minimum, leader.maximum
+        Raises
+        ------
+        UntraceableModelError
+            If the network is simulated module by module.
+        """
+        if self._obstacle:
+            raise UntraceableModelError(
+                f"this needs a graph of the whole network, which is simulated by modules:"
+                f" {self._obstacle}"
+            )
+        return self._parts[0]
+
+    @property
+    def _network(self) -> Network:
+        return self._part.network
+
+    @property
+    def _quantizers(self) -> dict[str, Quantizer]:
+        return quantizers(self._parts)
+
+    @property
+    def _roles(self) -> dict[str, bool]:
+        return {p.name_of(tensor): role for p in self._parts for tensor, role in p.roles.items()}
 
     def _engine(self, keeps_ranges: bool) -> engine.QuantizationSimModel:
-        """Return an engine simulation of the present weights and quantizers.
-
-        Ranges of frozen quantizers are kept; those of others only if asked for.
-        """
-        model = self._network.bound(self._original)
-        sim = engine.QuantizationSimModel(model, **self._options, excluded_layers=self._excluded)
-        placed = {site.tensor: site for site in sim.quantizers}
-        for name in placed.keys() - self._quantizers.keys():
-            sim.set_enabled(name, False)
-        for name, quantizer in self._quantizers.items():
-            site = placed.get(name)
-            if site is None:
-                continue
-            if (quantizer.bits, quantizer.is_symmetric) != (site.bits, site.is_symmetric):
-                sim.set_precision(name, quantizer.bits, quantizer.is_symmetric)
-            if quantizer.has_range and (keeps_ranges or quantizer.frozen):
-                sim.set_encoding(name, encoding_of(quantizer))
-            if not quantizer.enabled:
-                sim.set_enabled(name, False)
-        for name, quantizer in self._quantizers.items():
-            if name in placed and quantizer.frozen:
-                sim.set_frozen(name, True)
-        return sim
-
-    def _pull(self, sim: engine.QuantizationSimModel) -> None:
-        """Give every quantizer that is not frozen the engine's grid."""
-        for site in sim.quantizers:
-            quantizer = self._quantizers.get(site.tensor)
-            if quantizer is not None and site.has_encoding and not quantizer.frozen:
-                set_encoding(quantizer, sim.encoding(site.tensor))
+        return self._part.engine(keeps_ranges)
 
     # ---------------------------------------------------------------------------------------------
     # Calibration
@@ -190,7 +190,7 @@ class QuantizationSimModel:
     def compute_encodings(
         self,
         forward_pass_callback: Callable[..., Any] | Iterable[Any],
-        forward_pass_callback_args: Any = None,
+        forward_pass_callback_args: Any = _NOTHING,
         *,
         group: Any = None,
     ) -> None:
@@ -202,8 +202,8 @@ class QuantizationSimModel:
         Parameters
         ----------
         forward_pass_callback : callable, or iterable of batches
-            Called once with `model` (and the next argument, if that is not None), to run
-            calibration data through it. Or the data itself, such as a `DataLoader`: of a batch that
+            Called once with `model` (and the next argument, if that is given), to run calibration
+            data through it. Or the data itself, such as a `DataLoader`: of a batch that
             is a tuple or list, the first item goes in if the network has one input; a dict by name.
         forward_pass_callback_args : optional
             Handed to the callback.
@@ -220,18 +220,18 @@ class QuantizationSimModel:
         DeviceMismatchError
         """
         _simulated.device_of(self.model)
-        before = {name: Range(quantizer) for name, quantizer in self._quantizers.items()}
+        before = [(quantizer, Range(quantizer)) for quantizer in self._quantizers.values()]
         try:
-            sim = self._engine(keeps_ranges=False)
-            for site in sim.quantizers:
-                quantizer = self._quantizers.get(site.tensor)
-                if quantizer is not None and site.is_parameter and not quantizer.frozen:
-                    set_encoding(quantizer, sim.encoding(site.tensor))
+            sims = [part.engine(keeps_ranges=False) for part in self._parts]
+            for part, sim in zip(self._parts, sims, strict=True):
+                part.pull(sim, parameters_only=True)
             try:
-                with evaluating(self.model), torch.no_grad(), self._watching(sim):
+                with evaluating(self.model), torch.no_grad(), contextlib.ExitStack() as stack:
+                    for part, sim in zip(self._parts, sims, strict=True):
+                        stack.enter_context(part.watching(sim))
                     if callable(forward_pass_callback):
                         given = forward_pass_callback_args
-                        forward_pass_callback(self.model, *(() if given is None else (given,)))
+                        forward_pass_callback(self.model, *(() if given is _NOTHING else (given,)))
                     else:
                         self._run_batches(forward_pass_callback)
             except Exception as error:
@@ -239,16 +239,18 @@ class QuantizationSimModel:
                     share(f"{type(error).__name__}: {error}", group)
                 raise
             if group is not None:
-                merge(sim, share(sim.statistics(), group))
-            sim.finish_calibration()
-            self._pull(sim)
+                merge(sims, share([sim.statistics() for sim in sims], group))
+            for part, sim in zip(self._parts, sims, strict=True):
+                with part.naming():
+                    sim.finish_calibration()
+                part.pull(sim)
         except BaseException:
-            for name, quantizer in self._quantizers.items():
-                before[name].restore(quantizer)
+            for quantizer, held in before:
+                held.restore(quantizer)
             raise
 
     def _run_batches(self, batches: Iterable[Any]) -> None:
-        single = len(self._network.exported.inputs) == 1
+        single = self._inputs == 1
         device = _simulated.device_of(self.model)
         for batch in batches:
             batch = torch.utils._pytree.tree_map(
@@ -260,29 +262,6 @@ class QuantizationSimModel:
                 self.model(*(batch[:1] if single else batch))
             else:
                 self.model(batch)
-
-    @contextlib.contextmanager
-    def _watching(self, sim: engine.QuantizationSimModel) -> Iterator[None]:
-        """Hand what computed tensors hold to the engine's statistics."""
-        enabled = {site.tensor for site in sim.quantizers if site.is_enabled}
-        watched = [name for name in self._watched if name in enabled]
-        refresh, self.model._before_forward = self.model._before_forward, None
-        try:
-            for name in watched:
-                self._quantizers[name].observer = Observer(sim, name)
-            # Other activation quantizers let values pass, as they do in the engine.
-            idle = [
-                q
-                for n, q in self._quantizers.items()
-                if not self._roles[n] and n not in watched and q.enabled
-            ]
-            for quantizer in idle:
-                quantizer.observer = ignore
-            yield
-        finally:
-            for quantizer in self._quantizers.values():
-                quantizer.observer = None
-            self.model._before_forward = refresh
 
     # ---------------------------------------------------------------------------------------------
     # Quantizers
@@ -321,38 +300,57 @@ class QuantizationSimModel:
             For a layer that `model` does not have, or that computes nothing.
         """
         names = {id(module): name for name, module in self.model.named_modules()}
-        excluded = list(self._excluded)
+        excluded: dict[Part, list[str]] = {part: [] for part in self._parts}
         for layer in layers:
             name = layer if isinstance(layer, str) else names.get(id(layer))
             if name is None or name not in names.values():
                 raise UnknownNameError(f"layer {layer!r} is not part of the simulated model")
-            scopes = self._network.exported.scopes
-            found = [node for node, modules in scopes.items() if name in modules]
-            if not found:
+            found = {part: part.operators_of(name) for part in self._parts}
+            if not any(found.values()):
                 raise UnknownNameError(f"layer '{name}' computes nothing in the graph")
-            excluded += [node for node in found if node not in excluded]
-        self._excluded = tuple(excluded)
-        model = self._network.bound(self._original)
-        sim = engine.QuantizationSimModel(model, **self._options, excluded_layers=self._excluded)
-        placed = {site.tensor for site in sim.quantizers}
-        for name, quantizer in self._quantizers.items():
-            if name not in placed:
-                if quantizer.frozen:
-                    quantizer.frozen = False
-                quantizer.enabled = False
+            for part, operators in found.items():
+                excluded[part] += operators
+        for part, operators in excluded.items():
+            if operators:
+                part.exclude(operators)
+
+    def exclude_param_from_quantization(self, param_name_to_exclude: str) -> None:
+        """Switch off the quantizers of all parameters of a name, such as ``"weight"``.
+
+        Raises
+        ------
+        UnknownNameError
+            If no quantized parameter has it.
+        """
+        found = [
+            quantizer
+            for name, quantizer in self._quantizers.items()
+            if self._roles[name] and name.rpartition(".")[2] == param_name_to_exclude
+        ]
+        if not found:
+            raise UnknownNameError(f"no quantized parameter is named '{param_name_to_exclude}'")
+        for quantizer in found:
+            quantizer.enabled = False
 
     # ---------------------------------------------------------------------------------------------
     # Files
 
     def encodings(self, version: str = "1.0.0") -> dict[str, Any]:
         """Return the encodings as the parsed JSON that `export` writes."""
-        return self._engine(keeps_ranges=True).encodings(version)
+        return joined(
+            {part.place: part.engine(keeps_ranges=True).encodings(version) for part in self._parts}
+        )
+
+    def _encodings_json(self, version: str) -> bytes:
+        if not self._obstacle:
+            return self._engine(keeps_ranges=True).encodings_json(version)
+        return json.dumps(self.encodings(version), indent=2).encode()
 
     def save_encodings_to_json(
         self, path: str | os.PathLike[str], filename_prefix: str, encoding_version: str = "1.0.0"
     ) -> None:
         """Write ``<filename_prefix>.json`` with the encodings."""
-        data = self._engine(keeps_ranges=True).encodings_json(encoding_version)
+        data = self._encodings_json(encoding_version)
         write(os.path.join(path, f"{filename_prefix}.json"), lambda file: file.write(data))
 
     def export(
@@ -367,7 +365,9 @@ class QuantizationSimModel:
 
         ``<prefix>.onnx`` and ``<prefix>.pth`` hold the network in float32 with its present weights
         (the latter as a pickled module), ``<prefix>.encodings`` the grids, by tensor names of the
-        ONNX model. May be called any number of times.
+        ONNX model. May be called any number of times. A network that is simulated by modules has no
+        ONNX model, and tensors are called by their module and their name in its graph; a warning
+        says so.
 
         Parameters
         ----------
@@ -386,8 +386,18 @@ class QuantizationSimModel:
             Before there are encodings, naming a tensor without.
         FileAccessError, InvalidArgumentError, UnsupportedVersionError
         """
-        sim = self._engine(keeps_ranges=True)
-        sim.export(path, filename_prefix, encoding_version)
+        if self._obstacle:
+            data = self._encodings_json(encoding_version)
+            make_folder(path)
+            name = os.path.join(path, f"{file_name(filename_prefix)}.encodings")
+            write(name, lambda file: file.write(data))
+            warnings.warn(
+                f"'{filename_prefix}.onnx' is not written, since the network is simulated by"
+                f" modules: {self._obstacle}",
+                stacklevel=2,
+            )
+        else:
+            self._engine(keeps_ranges=True).export(path, filename_prefix, encoding_version)
         original = self.get_original_model().cpu()
         write(os.path.join(path, f"{filename_prefix}.pth"), lambda file: torch.save(original, file))
 
@@ -426,18 +436,23 @@ class QuantizationSimModel:
             If strict, and for grids that cannot belong to their tensor; nothing changes then.
         MalformedFileError, UnsupportedVersionError, FileAccessError
         """
-        sim = self._engine(keeps_ranges=True)
-        report = sim.load_encodings(encodings, strict)
-        for site in sim.quantizers:
-            quantizer = self._quantizers.get(site.tensor)
-            if quantizer is None:
-                continue
-            if not quantizer.frozen and site.has_encoding:
-                set_encoding(quantizer, sim.encoding(site.tensor))
-            quantizer.enabled = site.is_enabled
-            if freeze and site.is_enabled and site.has_encoding:
-                quantizer.frozen = True
-        return report
+        places = [part.place for part in self._parts]
+        content, unknown = split(parsed(encodings), places)
+        if unknown and strict:
+            raise EncodingMismatchError(f"no quantizer for tensor '{unknown[0]}'")
+        loaded = []
+        for part in self._parts:
+            sim = part.engine(keeps_ranges=True)
+            with part.naming():
+                loaded.append((part, sim, sim.load_encodings(content[part.place], strict)))
+        missing: list[str] = []
+        different: list[str] = []
+        for part, sim, report in loaded:
+            part.take(sim, freeze)
+            unknown += [part.name_of(tensor) for tensor in report.unknown]
+            missing += [part.name_of(tensor) for tensor in report.missing]
+            different += [part.name_of(text) for text in report.different]
+        return engine.LoadReport(tuple(unknown), tuple(missing), tuple(different))
 
     def load_and_freeze_encodings(
         self, encodings: Mapping[str, Any] | str | os.PathLike[str], strict: bool = False
@@ -467,55 +482,23 @@ class QuantizationSimModel:
             raise EncodingMismatchError(
                 "no quantized parameter is named " + ", ".join(f"'{n}'" for n in unknown[:5])
             )
-        sim = self._engine(keeps_ranges=True)
-        sim.load_encodings(parameters.content, strict=False)
-        for name in parameters.names:
-            quantizer = self._quantizers[name]
-            if quantizer.frozen:
-                quantizer.frozen = False
-            set_encoding(quantizer, sim.encoding(name))
-            quantizer.enabled = True
-            quantizer.frozen = True
+        content, _ = split(parameters.content, [part.place for part in self._parts])
+        loaded = []
+        for part in self._parts:
+            sim = part.engine(keeps_ranges=True)
+            with part.naming():
+                sim.load_encodings(content[part.place], strict=False)
+            loaded.append(
+                (part, sim, [n for n in part.quantizers if part.name_of(n) in parameters.names])
+            )
+        for part, sim, names in loaded:
+            for name in names:
+                quantizer = part.quantizers[name]
+                if quantizer.frozen:
+                    quantizer.frozen = False
+                set_encoding(quantizer, sim.encoding(name))
+                quantizer.enabled = True
+                quantizer.frozen = True
 
     def __repr__(self) -> str:
         return f"<halfstep.torch.QuantizationSimModel with {len(self._quantizers)} quantizers>"
-
-
-class _ONNX:
-    """What `QuantizationSimModel.onnx` offers."""
-
-    def __init__(self, sim: QuantizationSimModel) -> None:
-        self._sim = sim
-
-    def export(
-        self,
-        args: Any,
-        f: str | os.PathLike[str] | None = None,
-        *,
-        export_int32_bias: bool = False,
-        prequantize_constants: bool = False,
-    ) -> None:
-        """Write an ONNX model whose QuantizeLinear and DequantizeLinear pairs carry the encodings.
-
-        Parameters
-        ----------
-        args : path, or inputs
-            The file to write. Or inputs, as AIMET has it: then `f` is the file.
-        f : path, optional
-            The file to write.
-        export_int32_bias : bool
-            Whether biases become 32-bit integers.
-        prequantize_constants : bool
-            Whether constants are stored as integers.
-
-        Raises
-        ------
-        FileAccessError, InvalidStateError
-        """
-        path = args if f is None else f
-        self._sim._engine(keeps_ranges=True).export_qdq(
-            path, prequantize_constants=prequantize_constants, int32_bias=export_int32_bias
-        )
-
-
-__all__ = ["EmptyStatisticsError", "HalfstepError", "QuantizationSimModel"]
