@@ -781,6 +781,17 @@ hs_status hs_compressor_errors(const hs_compressor *compressor, size_t index,
 hs_status hs_compressor_units(const hs_compressor *compressor, size_t index, double ratio,
                               int64_t *out_units, hs_error *error);
 
+/// The ratio that a size of a layer amounts to: its cost over the layer's.
+/// @param[in] compressor the compressor
+/// @param[in] index a compressible layer
+/// @param[in] units 1 to the layer's maximum
+/// @param[out] out_ratio above 0; above 1 for sizes that cost more than the layer
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_compressor_ratio(const hs_compressor *compressor, size_t index, int64_t units,
+                              double *out_ratio, hs_error *error);
+
 /// Chooses sizes without evaluating the network: the sum of the layers' relative errors is least
 /// among all choices within the target.
 /// @param[in] compressor the compressor

@@ -582,6 +582,11 @@ class Compressor {
     return detail::get<int64_t>(hs_compressor_units, handle_.get(), layer, ratio);
   }
 
+  /// The ratio that a size of a layer amounts to.
+  double ratio(std::size_t layer, int64_t units) const {
+    return detail::get<double>(hs_compressor_ratio, handle_.get(), layer, units);
+  }
+
   /// Takes unlabeled inputs, copied: from now on layers are split for them, and sizes chosen by
   /// what they do to the layers' outputs.
   void calibrate(const Inputs &data) {

@@ -238,6 +238,24 @@ public struct ModelCompressor: Sendable {
     return try compressor.units(position, ratio: ratio)
   }
 
+  /// The ratio that a size of a layer amounts to.
+  ///
+  /// - Parameters:
+  ///   - position: Position in `layers`.
+  ///   - units: 1 to the layer's maximum.
+  /// - Throws: `HalfstepError.invalidArgument` for a position or size out of range.
+  public func ratio(_ position: Int, units: Int) throws(HalfstepError) -> Double {
+    guard compressor.layers.indices.contains(position),
+      (1...compressor.layers[position].maximumUnits).contains(units)
+    else {
+      throw HalfstepError(
+        .invalidArgument,
+        "layer \(position) with size \(units): expected a position below "
+          + "\(compressor.layers.count) and a size within its maximum")
+    }
+    return compressor.actualRatio(position, units)
+  }
+
   /// Takes unlabeled inputs: from now on layers are split for them, and sizes chosen by what they do to
   /// the layers' outputs.
   ///

@@ -195,6 +195,19 @@ public func hs_compressor_units(
   }
 }
 
+@_cdecl("hs_compressor_ratio") @implementation
+public func hs_compressor_ratio(
+  _ compressor: OpaquePointer?, _ index: Int, _ units: Int64,
+  _ outRatio: UnsafeMutablePointer<Double>?, _ error: UnsafeMutablePointer<hs_error>?
+) -> hs_status {
+  outRatio?.pointee = 0
+  return report(to: error) { () throws(HalfstepError) in
+    let handle = try object(compressor, "compressor", as: CompressorHandle.self)
+    let out = try required(outRatio, "out_ratio")
+    out.pointee = try handle.compressor.ratio(index, units: Int(units))
+  }
+}
+
 // MARK: - Data
 
 @_cdecl("hs_compressor_calibrate") @implementation

@@ -115,6 +115,7 @@ int main(int, char **arguments) {
   CHECK(smaller.macs_after < smaller.macs_before);
   CHECK(smaller.parameters_after < smaller.parameters_before);
   CHECK(compressor.select(1.0) == std::vector<int64_t>(sizes.size(), 0));
+  CHECK(compressor.ratio(0, sizes[0]) > 0 && compressor.ratio(0, sizes[0]) <= 0.5);
   const std::vector<double> plain = compressor.errors(0);
   compressor.calibrate(inputs);
   const std::vector<double> errors = compressor.errors(0);

@@ -64,6 +64,11 @@ static void test_compression(void) {
   REFUSED(hs_compressor_calibrate, compressor, NULL, NULL, 1);
   REFUSED_OUT(count, hs_compressor_errors, NULL, 0, NULL, NULL, NULL, 0, &count);
   REFUSED(hs_compressor_errors, compressor, 0, NULL, NULL, NULL, 0, NULL);
+  double share = 0;
+  REFUSED_OUT(share, hs_compressor_ratio, NULL, 0, 1, &share);
+  REFUSED(hs_compressor_ratio, compressor, 0, 1, NULL);
+  REFUSED_OUT(share, hs_compressor_ratio, compressor, 0, 0, &share);
+  REFUSED_OUT(share, hs_compressor_ratio, compressor, SIZE_MAX, 1, &share);
   REFUSED(hs_compressor_units, NULL, 0, 0.5, units);
   REFUSED(hs_compressor_units, compressor, 0, 0.5, NULL);
   REFUSED(hs_compressor_select, NULL, 0.5, NULL, NULL, units, 16);

@@ -40,7 +40,14 @@ package struct Compressor: Sendable {
     let costs = try ModelCosts(graph, inputShapes: options.inputShapes)
     self.costs = costs
     var ignored: Set<Int> = []
-    for name in options.ignoredLayers { ignored.insert(try Self.position(of: name, costs)) }
+    for name in options.ignoredLayers {
+      let first = costs.layers[try Self.position(of: name, costs)]
+      // By its weight, every layer that reads it.
+      for (position, layer) in costs.layers.enumerated()
+      where layer.node == first.node || (first.name != name && layer.weight == first.weight) {
+        ignored.insert(position)
+      }
+    }
     let index = GraphIndex(graph)
     var refusals: [CompressionRefusal] = []
     let form: LowRankForm = options.scheme == .spatialSVD ? .spatial : .channels

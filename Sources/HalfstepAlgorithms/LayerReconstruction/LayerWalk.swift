@@ -198,10 +198,21 @@ struct _Cuts {
     var dynamic = Set(graph.inputs.map(\.name).filter { graph.initializers[$0] == nil })
     let given = dynamic
     var isDynamic = [Bool](repeating: false, count: graph.nodes.count)
-    for (position, node) in graph.nodes.enumerated()
-    where (node.inputs + node.capturedInputs).contains(where: dynamic.contains) {
-      isDynamic[position] = true
-      dynamic.formUnion(node.outputs)
+    // Tensors that depend on inputs through shapes only, and whose shapes these are. The runtime wants
+    // them computed where they are used, so they count as constants.
+    var shapeSources: [String: Set<String>] = [:]
+    for (position, node) in graph.nodes.enumerated() {
+      let read = node.inputs + node.capturedInputs
+      let isShape = node.isOperator("Shape") || node.isOperator("Size")
+      if !isShape && read.contains(where: dynamic.contains) {
+        isDynamic[position] = true
+        dynamic.formUnion(node.outputs)
+        continue
+      }
+      var sources = Set(isShape ? read.filter(dynamic.contains) : [])
+      for name in read { sources.formUnion(shapeSources[name] ?? []) }
+      if sources.isEmpty { continue }
+      for name in node.outputs { shapeSources[name] = sources }
     }
     // Nodes that a stop's input depends on.
     var needed = [Bool](repeating: false, count: graph.nodes.count)
@@ -215,7 +226,10 @@ struct _Cuts {
     // Last position at which each tensor is read.
     var lastUse: [String: Int] = [:]
     for (position, node) in graph.nodes.enumerated() where needed[position] {
-      for name in node.inputs + node.capturedInputs { lastUse[name] = position }
+      for name in node.inputs + node.capturedInputs {
+        lastUse[name] = position
+        for source in shapeSources[name] ?? [] { lastUse[source] = position }
+      }
     }
     for stop in stops { lastUse[stop.input] = max(lastUse[stop.input] ?? 0, stop.node) }
 
@@ -239,7 +253,7 @@ struct _Cuts {
       segment.nodes = all.sorted()
       let written = Set(own.flatMap { graph.nodes[$0].outputs })
       var read: Set<String> = []
-      for position in own {
+      for position in segment.nodes {
         let node = graph.nodes[position]
         read.formUnion(node.inputs + node.capturedInputs)
       }

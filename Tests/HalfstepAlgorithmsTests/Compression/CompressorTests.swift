@@ -140,6 +140,11 @@ import Testing
     let result = try compressor.compress(units: [2, nil])
     #expect(result.graph.initializers["w"] != nil)
     #expect(result.graph.nodes.count == 4)
+    // A weight's name stands for all its layers, a node's for one.
+    options.ignoredLayers = ["w"]
+    #expect(try Compressor(graph, options).layers.isEmpty)
+    options.ignoredLayers = ["n1"]
+    #expect(try Compressor(graph, options).layers.map(\.name) == ["n0"])
   }
 
   @Test func automaticChoiceMeetsItsTarget() throws {

@@ -188,6 +188,27 @@ import Testing
     #expect(try compressor.errorCurves()[0].first == 1)
   }
 
+  // As PyTorch's exporter writes a Flatten behind an open batch: the shape of an early tensor, read
+  // two layers later. Walks must compute it where it is read.
+  @Test func shapesComputedFromTensorsAreNoObstacle() throws {
+    let head = ["a = Conv(x, w[8,3,3,3]) strides=2,2 pads=1,1,1,1", "r = Relu(a)"]
+    let tail = ["c = Conv(r, v[8,8,3,3], b[8]) pads=1,1,1,1"]
+    let product = ["y = Gemm(f, k[5,128]) transB=1"]
+    let shapes = [
+      "h = Shape(a)", "n = Slice(h, from:0, to:1)", "q = Concat(n, rest:-1) axis=0",
+      "f = Reshape(c, q)",
+    ]
+    var computed = try make(.weightSVD, lines: head + tail + shapes + product)
+    var direct = try make(.weightSVD, lines: head + tail + ["f = Flatten(c)"] + product)
+    let x = try pictures(17, seed: 11)
+    try computed.calibrate([["x": x]])
+    try direct.calibrate([["x": x]])
+    let sizes = try direct.select(target: 0.6)
+    #expect(try computed.select(target: 0.6) == sizes)
+    let a = try output(try computed.compress(units: sizes).graph, x)
+    #expect(try output(try direct.compress(units: sizes).graph, x) == a)
+  }
+
   @Test func dataThatDoesNotFitIsRefusedAndTheOldDataStays() throws {
     var compressor = try make(.spatialSVD)
     try compressor.calibrate([["x": try pictures(8, seed: 8)]])

@@ -225,6 +225,20 @@ static PyObject *compressor_units(PyObject *object, PyObject *args) {
   return status == HS_OK ? PyLong_FromLongLong(units) : raise_error(state, &error);
 }
 
+static PyObject *compressor_ratio(PyObject *object, PyObject *args) {
+  compressor_object *self = (compressor_object *)object;
+  core_state *state = state_of(object);
+  Py_ssize_t index;
+  long long units;
+  if (!PyArg_ParseTuple(args, "nL:ratio", &index, &units)) return NULL;
+  if (handle_enter(state, &self->lock) < 0) return NULL;
+  hs_error error;
+  double ratio = 0;
+  hs_status status = hs_compressor_ratio(self->compressor, (size_t)index, units, &ratio, &error);
+  handle_leave(&self->lock);
+  return status == HS_OK ? PyFloat_FromDouble(ratio) : raise_error(state, &error);
+}
+
 static PyObject *units_list(const int64_t *units, size_t count) {
   PyObject *list = PyList_New((Py_ssize_t)count);
   for (size_t i = 0; list && i < count; i++) {
@@ -436,6 +450,7 @@ static PyMethodDef compressor_methods[] = {
     {"refusals", compressor_refusals, METH_NOARGS, NULL},
     {"find", compressor_find, METH_VARARGS, NULL},
     {"units", compressor_units, METH_VARARGS, NULL},
+    {"ratio", compressor_ratio, METH_VARARGS, NULL},
     {"calibrate", compressor_calibrate, METH_VARARGS, NULL},
     {"errors", compressor_errors, METH_VARARGS, NULL},
     {"select", compressor_select, METH_VARARGS, NULL},

@@ -15,6 +15,8 @@ from .model import Model
 
 _SCHEMES = {"weight_svd": 0, "spatial_svd": 1}
 _METRICS = {"mac": 0, "memory": 1}
+#: Ratios at which `ModelCompressor.ratio_curves` looks, one more.
+_CURVE_STEPS = 64
 
 
 class LayerCost(NamedTuple):
@@ -206,6 +208,19 @@ class ModelCompressor:
         """Layers that cannot be split, and why."""
         return dict(self._handle.refusals())
 
+    def rank(self, layer: str, ratio: float) -> int:
+        """Return the rank that a ratio means for a layer; 0 for 1 and more, which leave it."""
+        return self._handle.units(self._handle.find(layer), ratio)
+
+    def ratio(self, layer: str, rank: int) -> float:
+        """Return the ratio that a rank of a layer amounts to.
+
+        Raises
+        ------
+        UnknownNameError, UnsupportedOperatorError, InvalidArgumentError
+        """
+        return self._handle.ratio(self._handle.find(layer), rank)
+
     def _units(self, ratios: Mapping[str, float] | float) -> list[int]:
         if not isinstance(ratios, Mapping):
             return [self._handle.units(i, ratios) for i in range(len(self.layers))]
@@ -317,6 +332,22 @@ class ModelCompressor:
                 for index, layer in enumerate(self.layers)
             }
 
+    def ratio_curves(
+        self, *, progress: bool | Progress = False
+    ) -> dict[str, list[tuple[float, float]]]:
+        """Return `error_curves` over ratios, by weight, for `compression_report.write_html`."""
+        result: dict[str, list[tuple[float, float]]] = {}
+        errors = self.error_curves(progress=progress)
+        for index, layer in enumerate(self.layers):
+            curve = errors[layer.weight]
+            points = []
+            for step in range(1, _CURVE_STEPS):
+                rank = self._handle.units(index, step / _CURVE_STEPS)
+                if rank < len(curve):
+                    points.append((step / _CURVE_STEPS, curve[rank]))
+            result[layer.weight] = points
+        return result
+
     def evaluate(
         self,
         eval_callback: Callable[[Model], float],
@@ -419,8 +450,8 @@ def _compressed(values: tuple[Any, ...]) -> CompressedLayer:
         (a, b),
         (c, d),
         weight,
-        None if first is None else (first, second),
-        bias,
+        (first, second) if first else None,
+        bias or None,
         None if kept < 0 else (plain, kept),
     )
 

@@ -1,9 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 # PyTorch face of the package.
-"""Quantization simulation and training of live PyTorch modules."""
+"""Quantization simulation, training and compression of live PyTorch modules."""
 
+from .._compress_parameters import (
+    AutomaticSelectionParameters,
+    ChannelPruningParameters,
+    CompressionScheme,
+    CompressionStats,
+    CostMetric,
+    GreedySelectionParameters,
+    ModuleCompRatioPair,
+    RankSelectScheme,
+    SpatialSvdParameters,
+    WeightSvdParameters,
+)
 from .bn_reestimation import reestimate_bn_stats
 from .checkpoints import load_checkpoint, save_checkpoint
+from .compress import ModelCompressor
 from .errors import DeviceMismatchError, UntraceableModelError
 from .fold_to_scale import fold_all_batch_norms_to_scale
 from .folding import BoundedReLU, FoldedPair, equalize_model, fold_all_batch_norms
@@ -11,12 +24,23 @@ from .quantizer import Quantizer
 from .simulation import QuantizationSimModel
 
 __all__ = [
+    "AutomaticSelectionParameters",
     "BoundedReLU",
+    "ChannelPruningParameters",
+    "CompressionScheme",
+    "CompressionStats",
+    "CostMetric",
     "DeviceMismatchError",
     "FoldedPair",
+    "GreedySelectionParameters",
+    "ModelCompressor",
+    "ModuleCompRatioPair",
     "QuantizationSimModel",
     "Quantizer",
+    "RankSelectScheme",
+    "SpatialSvdParameters",
     "UntraceableModelError",
+    "WeightSvdParameters",
     "equalize_model",
     "fold_all_batch_norms",
     "fold_all_batch_norms_to_scale",

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+# Compression of live models, whatever the framework.
+"""The steps of `compress_model` that `halfstep.torch` and `halfstep.keras` share.
+
+The engine decides ranks and computes factors; a `Backend` hands a model to it and swaps layers.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from decimal import Decimal
+from typing import Any, NamedTuple, Protocol
+
+from ._compress_parameters import (
+    AutomaticSelectionParameters,
+    CompressionStats,
+    GreedyCompressionRatioSelectionStats,
+)
+from .compression import CompressedLayer, ModelCompressor, load_scores, save_scores
+from .compression import CompressionStats as EngineStats
+from .errors import InvalidArgumentError, MalformedFileError, UnsupportedOperatorError
+from .model import Model
+
+#: Models that wait for a free worker, so that memory stays bounded.
+_WAITING = 8
+
+
+class Layer(NamedTuple):
+    """What a trainer gets: a layer of the compressed model."""
+
+    #: Name in the model.
+    name: str
+    #: The pair that stands for the layer now, or the layer.
+    module: Any
+
+
+class Backend(Protocol):
+    """A live model as compression sees it."""
+
+    #: The engine's model, its weights those of now.
+    engine: Model
+    #: Names in the live model of layers that can be swapped, by weight.
+    layers: dict[str, str]
+    #: Why layers cannot be swapped that the engine could split, by weight.
+    refusals: dict[str, str]
+
+    def name_of(self, module: Any) -> str:
+        """Name of a layer in the live model."""
+
+    def inputs(self, data: Any) -> dict[str, Any]:
+        """Arrays of data, joined, by the engine's names of inputs."""
+
+    def swapped(self, smaller: Model, layers: Iterable[CompressedLayer]) -> Any:
+        """A copy of the live model with pairs in place of layers."""
+
+    def module(self, model: Any, name: str) -> Any:
+        """A layer of a live model, or the pair that took its place."""
+
+
+class Job(NamedTuple):
+    """Arguments of `compress_model`."""
+
+    scheme: str
+    metric: str
+    parameters: Any
+    #: Score of a model; gets the number of iterations as well.
+    score: Callable[[Any, Any], float]
+    #: The same as a function that another process can be given, and its other arguments.
+    callback: tuple[Callable[..., float], tuple[Any, ...]]
+    iterations: Any
+    trainer: Any
+    data: Any
+    executor: Any
+    progress: Any
+
+
+def scheme_of(value: Any, known: Iterable[str], what: str) -> str:
+    """Return the name of an enumeration's member, AIMET's as well, or of a text."""
+    name = getattr(value, "name", value)
+    if name not in known:
+        raise InvalidArgumentError(f"{what}: expected one of {', '.join(known)}, got {value!r}")
+    return str(name)
+
+
+def compress(make: Callable[[Any], Backend], model: Any, job: Job) -> tuple[Any, CompressionStats]:
+    """Compress a live model, which stays as it is."""
+    backend = make(model)
+    if job.trainer is not None:
+        job.trainer.train_model(model, model, train_flag=False)
+    compressor = _compressor(backend, job)
+    base = job.score(model, None)
+    ratios, selection, curves, label = _ratios(backend, compressor, job)
+    ranks = {weight: rank for weight, (_, rank) in ratios.items() if rank}
+    if job.trainer is None:
+        smaller, stats = compressor.compress(ranks=ranks, progress=job.progress)
+        result = backend.swapped(smaller, stats.layers)
+    else:
+        result, stats = _trained(make, model, backend, compressor, ranks, job)
+    names = backend.layers
+    renamed = [layer._replace(name=names.get(layer.weight, layer.name)) for layer in stats.layers]
+    refusals = {**stats.refusals, **backend.refusals}
+    stats = stats._replace(layers=tuple(renamed), refusals=refusals)
+    return result, CompressionStats(
+        base,
+        job.score(result, None),
+        stats,
+        [
+            CompressionStats.LayerStats(names[weight], ratio)
+            for weight, (ratio, _) in ratios.items()
+        ],
+        selection,
+        curves,
+        label,
+    )
+
+
+def _compressor(backend: Backend, job: Job, chooses: bool = True) -> ModelCompressor:
+    """The engine's compressor of what a backend can swap."""
+    costs = {cost.weight for cost in ModelCompressor(backend.engine).costs}
+    left = [weight for weight in backend.refusals if weight in costs]
+    for module in getattr(job.parameters.mode_params, "modules_to_ignore", ()) if chooses else ():
+        name = backend.name_of(module)
+        # Parts of the module stay as well, and layers that nothing compresses need no mention.
+        left += [
+            weight
+            for weight, owner in backend.layers.items()
+            if owner == name or owner.startswith(f"{name}.")
+        ]
+    return ModelCompressor(
+        backend.engine,
+        job.scheme,  # type: ignore[arg-type]
+        cost_metric=job.metric,  # type: ignore[arg-type]
+        multiplicity=job.parameters.multiplicity,
+        layers_to_ignore=dict.fromkeys(left),
+        data=None if job.data is None else backend.inputs(job.data),
+    )
+
+
+# -------------------------------------------------------------------------------------------------
+# Ratios
+
+
+def _ratios(backend: Backend, compressor: ModelCompressor, job: Job) -> Any:
+    """Ratio and rank of each layer to compress, scores, curves and what they show."""
+    parameters, weights = job.parameters.mode_params, {n: w for w, n in backend.layers.items()}
+    if job.parameters.mode.name == "manual":
+        ratios = {}
+        for pair in parameters.list_of_module_comp_ratio_pairs:
+            if pair.comp_ratio is None:
+                continue
+            name = backend.name_of(pair.module)
+            if name not in weights:
+                raise UnsupportedOperatorError(_refusal(backend, name))
+            ratio = float(pair.comp_ratio)
+            ratios[weights[name]] = (ratio, compressor.rank(weights[name], ratio))
+        return ratios, None, {}, "error"
+    choice = parameters.greedy_params
+    target = float(choice.target_comp_ratio)
+    if isinstance(choice, AutomaticSelectionParameters):
+        ranks = compressor.select(target, progress=job.progress)
+        curves = compressor.ratio_curves()
+        by_name = {backend.layers[weight]: curve for weight, curve in curves.items()}
+        return _actual(compressor, ranks), None, by_name, "error"
+    scores = _scores(backend, compressor, choice, job)
+    ranks = compressor.select_greedy(
+        target,
+        {weights[name]: curve for name, curve in scores.items()},
+        use_monotonic_fit=choice.use_monotonic_fit,
+    )
+    curves = {name: sorted(curve.items()) for name, curve in scores.items()}
+    stats = GreedyCompressionRatioSelectionStats(scores)
+    return _actual(compressor, ranks), stats, curves, "score"
+
+
+def _refusal(backend: Backend, name: str) -> str:
+    reasons = [r for w, r in backend.refusals.items() if w.rpartition(".")[0] == name]
+    return reasons[0] if reasons else f"layer '{name}' is nothing that can be compressed"
+
+
+def _actual(compressor: ModelCompressor, ranks: Mapping[str, int]) -> dict[str, Any]:
+    return {weight: (compressor.ratio(weight, rank), rank) for weight, rank in ranks.items()}
+
+
+def _scores(
+    backend: Backend, compressor: ModelCompressor, choice: Any, job: Job
+) -> dict[str, dict[float, float]]:
+    """Scores by layer and ratio: saved ones, and what is missing of them."""
+    path = choice.saved_eval_scores_dict
+    saved = read_scores(path) if path is not None and os.path.exists(path) else {}
+    count = choice.num_comp_ratio_candidates
+    ratios = [step / count for step in range(1, count)]
+    if saved:
+        # As in AIMET, a saved dictionary has ratios of its own.
+        ratios = sorted(next(iter(saved.values())))
+    result: dict[str, dict[float, float]] = {}
+    missing: list[tuple[str, float, int]] = []
+    for layer in compressor.layers:
+        name = backend.layers[layer.weight]
+        result[name] = {r: s for r, s in saved.get(name, {}).items() if r in ratios}
+        missing += [
+            (layer.weight, ratio, compressor.rank(layer.weight, ratio))
+            for ratio in ratios
+            if ratio not in result[name]
+        ]
+
+    def candidates() -> Iterator[Any]:
+        # Ratios that give the same rank give the same network.
+        for weight, rank in dict.fromkeys((w, r) for w, _, r in missing):
+            smaller, stats = compressor.compress(ranks={weight: rank})
+            yield (weight, rank), backend.swapped(smaller, stats.layers)
+
+    found: dict[tuple[str, int], float] = {}
+    steps = len({(w, r) for w, _, r in missing})
+    for key, score in _evaluated(candidates(), job):
+        found[key] = score
+        if callable(job.progress) and job.progress(len(found), steps) is False:
+            from .errors import CancelledError
+
+            raise CancelledError("compression was cancelled")
+    for weight, ratio, rank in missing:
+        result[backend.layers[weight]][ratio] = found[weight, rank]
+    if path is not None and missing:
+        save_scores(result, path)
+    return {name: dict(sorted(scores.items())) for name, scores in result.items()}
+
+
+def _evaluated(candidates: Iterator[Any], job: Job) -> Iterator[tuple[Any, float]]:
+    """Keys and scores of candidates, in their order."""
+    if job.executor is None:
+        for key, model in candidates:
+            yield key, float(job.score(model, job.iterations))
+        return
+    function, rest = job.callback
+    waiting: list[tuple[Any, Any]] = []
+    try:
+        for key, model in candidates:
+            waiting.append((key, job.executor.submit(function, model, job.iterations, *rest)))
+            if len(waiting) >= _WAITING:
+                first, future = waiting.pop(0)
+                yield first, float(future.result())
+        while waiting:
+            first, future = waiting.pop(0)
+            yield first, float(future.result())
+    finally:
+        for _, future in waiting:
+            getattr(future, "cancel", lambda: None)()
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads dictionaries of numbers; refuses everything that would run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("decimal", "Decimal"):
+            return Decimal
+        raise MalformedFileError(f"scores: a pickle with {module}.{name} is not read")
+
+
+def read_scores(path: str | os.PathLike[str]) -> dict[str, dict[float, float]]:
+    """Read scores by layer and ratio: JSON, or a pickle that AIMET wrote.
+
+    Raises
+    ------
+    MalformedFileError
+    """
+    with open(path, "rb") as file:
+        data = file.read()
+    try:
+        if data[:1] != b"\x80":
+            return load_scores(path)
+        document = _Unpickler(io.BytesIO(data)).load()
+        return {
+            str(name): {float(ratio): float(score) for ratio, score in scores.items()}
+            for name, scores in document.items()
+        }
+    except (json.JSONDecodeError, UnicodeDecodeError, pickle.UnpicklingError, EOFError) as error:
+        raise MalformedFileError(f"scores '{os.fspath(path)}': {error}") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise MalformedFileError(
+            f"scores '{os.fspath(path)}': expected numbers by layer and ratio"
+        ) from error
+
+
+# -------------------------------------------------------------------------------------------------
+# Layer by layer
+
+
+def _trained(
+    make: Callable[[Any], Backend],
+    model: Any,
+    backend: Backend,
+    compressor: ModelCompressor,
+    ranks: Mapping[str, int],
+    job: Job,
+) -> tuple[Any, EngineStats]:
+    """Compress layer by layer, and let the trainer work after each."""
+    # A plan of the whole, for its costs; layers are compressed again as training leaves them.
+    _, stats = compressor.compress(ranks=ranks)
+    details = {layer.weight: layer for layer in stats.layers}
+    result = backend.swapped(backend.engine, ())
+    for layer in compressor.layers:
+        rank = ranks.get(layer.weight)
+        if rank is None:
+            continue
+        now = make(result)
+        smaller, report = _compressor(now, job, chooses=False).compress(ranks={layer.weight: rank})
+        result = now.swapped(smaller, report.layers)
+        details[layer.weight] = next(x for x in report.layers if x.weight == layer.weight)
+        name = backend.layers[layer.weight]
+        job.trainer.train_model(result, Layer(name, now.module(result, name)))
+    return result, stats._replace(layers=tuple(details.values()))
