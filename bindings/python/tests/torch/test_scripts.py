@@ -12,10 +12,11 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("halfstep.torch.folding")
 
+from support.environment import aimet_python
+
 HERE = pathlib.Path(__file__).resolve().parent
 EXAMPLE = HERE.parents[3] / "examples/python/torch_qat.py"
 DATA = pathlib.Path("/usr/share/datasets/fashion-mnist")
-AIMET = os.environ.get("HALFSTEP_AIMET_PYTHON")
 
 IMPORTS = """
 from aimet_torch.quantsim import QuantizationSimModel
@@ -57,14 +58,13 @@ def test_aimet_style_script(tmp_path):
     assert weights["conv1.weight"]["bw"] == 4 and len(weights["conv1.weight"]["scale"]) == 8
 
 
-@pytest.mark.skipif(not AIMET, reason="HALFSTEP_AIMET_PYTHON does not name AIMET's interpreter")
 def test_the_same_script_runs_with_aimet(tmp_path):
     script = (HERE / "aimet_style.py").read_text()
     changed, count = re.subn(r"from halfstep\.torch import \([^)]*\)\n", "", script)
     assert count == 1
     changed = changed.replace("from torch import nn\n", "from torch import nn\n" + IMPORTS, 1)
     (tmp_path / "script.py").write_text(changed)
-    check(accuracies(run(AIMET, tmp_path / "script.py", tmp_path)), tmp_path)
+    check(accuracies(run(aimet_python(), tmp_path / "script.py", tmp_path)), tmp_path)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
