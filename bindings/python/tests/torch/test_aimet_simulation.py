@@ -52,7 +52,8 @@ def simulate_in_aimet(name, net, inputs, folder):
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     # Inputs belong to the first module there, to the network here.
-    found["in"] = {"": scales for scales in found["in"].values()}
+    (first,) = found["in"].values()
+    found["in"] = {"": first}
     # Functional operators became modules.
     found["out"] = {
         re.sub(r"module_(\w+?)(_\d+)?$", r"\1", place): scales

@@ -14,8 +14,11 @@ pytest.importorskip("halfstep.torch.folding")
 
 from support.environment import aimet_python
 
+from halfstep.torch import load_checkpoint
+
 HERE = pathlib.Path(__file__).resolve().parent
 EXAMPLE = HERE.parents[3] / "examples/python/torch_qat.py"
+GUIDE = HERE.parents[3] / "docs/pytorch.md"
 DATA = pathlib.Path("/usr/share/datasets/fashion-mnist")
 
 IMPORTS = """
@@ -24,6 +27,22 @@ from aimet_torch.batch_norm_fold import fold_all_batch_norms
 from aimet_torch.cross_layer_equalization import equalize_model
 from aimet_torch.bn_reestimation import reestimate_bn_stats
 """
+
+
+def test_the_guides_lines_run(tmp_path, monkeypatch):
+    (code,) = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(compile(code, str(GUIDE), "exec"), scope)
+    sim, logits = scope["sim"], scope["logits"]
+    assert logits.shape == (64, 10) and bool(logits.isfinite().all())
+    assert sim.model.conv.param_quantizers["weight"].bits == 8
+    assert sim.model.depthwise.param_quantizers["weight"].bits == 4
+    assert sim.model.input_quantizers[0].get_max().item() == pytest.approx(3, abs=0.03)
+    written = re.findall(r"`(net\.[\w.]+)`", GUIDE.read_text().partition("## Coming")[0])
+    assert len(set(written)) == 3 and all((tmp_path / "out" / name).exists() for name in written)
+    assert (tmp_path / "out/net.qdq.onnx").is_file()
+    assert load_checkpoint(tmp_path / "sim.pkl").model.conv.param_quantizers["weight"].bits == 4
 
 
 def run(python, *arguments):

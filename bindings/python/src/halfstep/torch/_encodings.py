@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .. import simulation as engine
-from ..errors import FileAccessError, InvalidArgumentError, MalformedFileError
+from ..errors import EncodingMismatchError, FileAccessError, MalformedFileError
 from ..quantizers import GRANULARITIES
 from .quantizer import Quantizer
 
@@ -55,13 +55,32 @@ def from_raw(raw: tuple[Any, ...]) -> engine.Encoding:
     )
 
 
-def set_encoding(quantizer: Quantizer, grid: engine.Encoding) -> None:
-    """Give a quantizer the engine's grid."""
-    if len(grid.scales) != quantizer.minimum.numel():
-        raise InvalidArgumentError(
-            f"quantizer '{quantizer.name}': expected {quantizer.minimum.numel()} scales,"
-            f" got {len(grid.scales)}"
+def check_encoding(quantizer: Quantizer, grid: engine.Encoding) -> None:
+    """Raise if a grid has other groups than a quantizer.
+
+    Raises
+    ------
+    EncodingMismatchError
+    """
+    expected, got = quantizer.minimum.numel(), len(grid.scales)
+    block = (grid.block_axis, grid.block_size) if grid.granularity == "per_block" else None
+    axis = None if grid.granularity == "per_tensor" else grid.axis
+    if got == 1 and block is None:
+        return
+    if got != expected or axis != quantizer.channel_axis or block != quantizer.block:
+        raise EncodingMismatchError(
+            f"quantizer '{quantizer.name}': expected {expected} scales along axis"
+            f" {quantizer.channel_axis}, got {got} along axis {axis}"
         )
+
+
+def set_encoding(quantizer: Quantizer, grid: engine.Encoding) -> None:
+    """Give a quantizer the engine's grid; a single scale serves all of its groups."""
+    check_encoding(quantizer, grid)
+    scales, zeros = grid.scales.copy(), grid.zero_points.copy()
+    if len(scales) == 1:
+        groups = quantizer.minimum.numel()
+        scales, zeros = scales.repeat(groups), zeros.repeat(groups)
     quantizer.set_extra_state(
         quantizer.get_extra_state()
         | {
@@ -71,7 +90,7 @@ def set_encoding(quantizer: Quantizer, grid: engine.Encoding) -> None:
             "is_strict": grid.is_strict,
         }
     )
-    quantizer.set_encoding(torch.from_numpy(grid.scales.copy()), grid.zero_points.copy())
+    quantizer.set_encoding(torch.from_numpy(scales), zeros)
 
 
 def encoding_of(quantizer: Quantizer) -> engine.Encoding:

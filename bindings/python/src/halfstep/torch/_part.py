@@ -12,7 +12,7 @@ from torch import nn
 
 from .. import simulation as engine
 from ..errors import HalfstepError
-from ._encodings import encoding_of, make_quantizer, set_encoding
+from ._encodings import check_encoding, encoding_of, make_quantizer, set_encoding
 from ._network import Network, nodes
 from ._simulated import build
 from ._watching import Observer, Refresh, ignore
@@ -149,6 +149,18 @@ class Part:
                 continue
             if site.is_parameter or not parameters_only:
                 set_encoding(quantizer, sim.encoding(site.tensor))
+
+    def check(self, sim: engine.QuantizationSimModel) -> None:
+        """Raise if a grid that a simulation has loaded does not fit its quantizer.
+
+        Raises
+        ------
+        EncodingMismatchError
+        """
+        for site in sim.quantizers:
+            quantizer = self.quantizers.get(site.tensor)
+            if quantizer is not None and site.has_encoding:
+                check_encoding(quantizer, sim.encoding(site.tensor))
 
     def take(self, sim: engine.QuantizationSimModel, freeze: bool) -> None:
         """Take over encodings that a simulation has loaded, and which quantizers are on."""

@@ -445,6 +445,7 @@ class QuantizationSimModel:
             sim = part.engine(keeps_ranges=True)
             with part.naming():
                 loaded.append((part, sim, sim.load_encodings(content[part.place], strict)))
+                part.check(sim)
         missing: list[str] = []
         different: list[str] = []
         for part, sim, report in loaded:
@@ -488,6 +489,7 @@ class QuantizationSimModel:
             sim = part.engine(keeps_ranges=True)
             with part.naming():
                 sim.load_encodings(content[part.place], strict=False)
+                part.check(sim)
             loaded.append(
                 (part, sim, [n for n in part.quantizers if part.name_of(n) in parameters.names])
             )
