@@ -18,6 +18,8 @@ struct QDQBuilder {
   private var nodes: [Node] = []
   /// What readers of a tensor read instead.
   private var replacements: [String: String] = [:]
+  /// Grids of tensors that have none of their own: operators handed values on unchanged.
+  private var inherited: [String: Encoding] = [:]
   private let captured: Set<String>
   private let inputNames: Set<String>
 
@@ -51,7 +53,7 @@ struct QDQBuilder {
         replacements[input.name] = try pair(input.name, encoding, reading: input.name)
       }
     }
-    for var node in graph.nodes {
+    for (source, var node) in graph.nodes.enumerated() {
       for input in Set(node.inputs + node.capturedInputs).sorted() {
         if let encoding = table.parameters[input], replacements[input] == nil {
           try addParameter(input, encoding)
@@ -62,7 +64,8 @@ struct QDQBuilder {
       let position = nodes.count
       nodes.append(node)
       for (slot, output) in node.outputs.enumerated() {
-        guard let encoding = table.activations[output] else { continue }
+        if table.activations[output] == nil { inherit(output, slot, of: graph.nodes[source]) }
+        guard let encoding = table.activations[output] ?? inherited[output] else { continue }
         if index.outputs.contains(output) || captured.contains(output) {
           let inner = names.tensor("\(output)_float")
           nodes[position].outputs[slot] = inner
@@ -78,6 +81,32 @@ struct QDQBuilder {
     result.removeUnusedInitializers()
     try result.validateAndSort()
     return result
+  }
+
+  // MARK: Operators that hand values on
+
+  /// Lets an output take the grid of the first input if the node hands values on unchanged.
+  ///
+  /// Integer runtimes look for a pair at either side of each operator; without one, what follows such a
+  /// node runs in float or is refused. The pair changes nothing, since the values lie on the grid.
+  private mutating func inherit(_ output: String, _ slot: Int, of node: Node) {
+    guard slot == 0 || node.isOperator("Split"), OperatorTraits.preservesGrid(node),
+      !output.isEmpty, !["Col2Im", "NonZero", "SplitToSequence"].contains(node.opType),
+      padsWithZeros(node),
+      let input = node.input(0),
+      let encoding = table.activations[input] ?? inherited[input] ?? table.parameters[input],
+      encoding.granularity == .perTensor, encoding.bits <= 16
+    else { return }
+    inherited[output] = encoding
+  }
+
+  /// Whether what a Pad adds lies on any grid; true for other operators.
+  private func padsWithZeros(_ node: Node) -> Bool {
+    guard node.isOperator("Pad"), node.stringAttribute("mode") ?? "constant" == "constant" else {
+      return true
+    }
+    guard let name = node.input(2) else { return node.floatAttribute("value") ?? 0 == 0 }
+    return (try? graph.initializers[name]?.floats())?.allSatisfy { $0 == 0 } ?? false
   }
 
   // MARK: Checks
@@ -148,7 +177,7 @@ struct QDQBuilder {
   ) throws(HalfstepError) -> String {
     let shape = graph.initializers[name]?.shape ?? .scalar
     var source = source
-    if encoding.isNarrowerThanStorage, graph.initializers[name] == nil {
+    if encoding.isNarrowerThanStorage, graph.initializers[name] == nil, inherited[name] == nil {
       source = try clip(name, encoding, source)
     }
     let operands = try addOperands(name, encoding, shape)

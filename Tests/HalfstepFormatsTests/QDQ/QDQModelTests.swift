@@ -253,6 +253,56 @@ import Testing
     #expect(Set(names).count == names.count)
   }
 
+  // Integer runtimes want a pair at either side of each node; here values stay on the input's grid.
+  @Test func operatorsThatHandValuesOnGetPairs() throws {
+    var model = sampleModel()
+    model.graph.node[1].output = ["r"]
+    model.graph.node += [
+      nodeProto("Flatten", ["r"], ["f"]),
+      nodeProto("Split", ["f"], ["s", "y"], [intProto("axis", 1)]),
+      nodeProto("Sigmoid", ["s"], ["z"]),
+    ]
+    model.graph.output.append(valueProto("z", [1, 16]))
+    var table = try sampleTable()
+    table.activations["y"] = nil
+    table.activations["r"] = try unsigned(0.25, 3, bits: 7)
+    let graph = try QDQModel.make(from: load(model), encodings: table)
+    #expect(try producer(graph, "s").inputs == ["f_qdq"])
+    for name in ["f", "s", "y"] {
+      let quantize = try #require(
+        graph.nodes.first { $0.opType == "QuantizeLinear" && $0.name.hasPrefix("\(name)_") })
+      #expect(try graph.initializers[quantize.inputs[1]]?.floats() == [0.25])
+      #expect(try bytes(graph.initializers[quantize.inputs[2]]) == [3])
+    }
+    #expect(try producer(graph, "y").opType == "DequantizeLinear")
+    #expect(try producer(graph, "z").inputs == ["s_qdq"])
+    // A grid of 7 bits needs its Clip once, where values come onto it.
+    #expect(graph.nodes.filter { $0.opType == "Clip" }.count == 1)
+    // Without a grid on the input there is nothing to hand on.
+    table.activations["r"] = nil
+    let bare = try QDQModel.make(from: load(model), encodings: table)
+    #expect(!bare.nodes.contains { $0.name.hasPrefix("f_") })
+  }
+
+  @Test(arguments: [0, 1])
+  func paddingOffTheGridGetsNoPair(value: Float) throws {
+    var model = sampleModel()
+    model.graph.node[1].output = ["r"]
+    model.graph.node.append(nodeProto("Pad", ["r", "pads", "value"], ["y"]))
+    model.graph.initializer += [tensorProto("value", [], [value])]
+    var pads = ONNXTensorProto()
+    pads.name = "pads"
+    pads.dims = [8]
+    pads.dataType = DataType.int64.rawValue
+    pads.int64Data = [0, 0, 1, 1, 0, 0, 1, 1]
+    model.graph.initializer.append(pads)
+    var table = try sampleTable()
+    table.activations["y"] = nil
+    table.activations["r"] = try unsigned(0.3, 0)
+    let graph = try QDQModel.make(from: load(model), encodings: table)
+    #expect(try producer(graph, "y").opType == (value == 0 ? "DequantizeLinear" : "Pad"))
+  }
+
   // MARK: Errors
 
   @Test func wrongTablesAreNamed() throws {
