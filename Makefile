@@ -17,6 +17,8 @@ PIP := $(VENV)/bin/pip install -q --disable-pip-version-check
 AIMET_VENV := .build/venv-aimet
 # TensorFlow beside torch would be heavy.
 KERAS_VENV := .build/venv-keras
+# Qualcomm's provider and emulator.
+QNN_VENV := .build/venv-qnn
 # What examples and C tests link with: an installation inside .build.
 STAGE := $(CURDIR)/.build/stage
 
@@ -28,7 +30,8 @@ HAS_PYTHON_H := import os, sysconfig; os.stat(sysconfig.get_path("include") + "/
 DEBIAN_PACKAGES := g++ make pkg-config libdnnl-dev libopenblas-dev zlib1g-dev dataset-fashion-mnist
 
 .PHONY: help deps build install stage python python-dev clean demo bench lint format \
-  test test-swift test-c test-examples test-python test-keras test-cli venv-test venv-aimet venv-keras
+  test test-swift test-c test-examples test-python test-keras test-qnn test-cli \
+  venv-test venv-aimet venv-keras venv-qnn
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -91,6 +94,7 @@ TEST_FILLED := $(VENV)/.test-requirements
 DATA_FILLED := $(VENV)/.example-requirements
 AIMET_FILLED := $(AIMET_VENV)/.requirements
 KERAS_FILLED := $(KERAS_VENV)/.requirements
+QNN_FILLED := $(QNN_VENV)/.requirements
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -117,16 +121,27 @@ $(KERAS_FILLED): bindings/python/tests/requirements-keras.txt
 	  -r bindings/python/tests/requirements-keras.txt
 	@touch $@
 
+# The provider has wheels for some machines only; where it has none, its tests skip and say so.
+$(QNN_FILLED): bindings/python/tests/requirements-qnn.txt
+	$(PYTHON) -m venv $(QNN_VENV)
+	grep -v onnxruntime-qnn $< > $(QNN_VENV)/others.txt
+	$(QNN_VENV)/bin/pip install -q --disable-pip-version-check -r $(QNN_VENV)/others.txt
+	$(QNN_VENV)/bin/pip install -q --disable-pip-version-check -r $< \
+	  || echo "onnxruntime-qnn cannot be installed here; its tests will skip" >&2
+	@touch $@
+
 venv-test: $(TEST_FILLED) ## Fill .build/venv with what the Python tests import
 
 venv-aimet: $(AIMET_FILLED) ## Fill .build/venv-aimet with AIMET, the reference
 
 venv-keras: $(KERAS_FILLED) ## Fill .build/venv-keras with TensorFlow and Keras
 
+venv-qnn: $(QNN_FILLED) ## Fill .build/venv-qnn with Qualcomm's converter and emulator
+
 demo: deps python $(DATA_FILLED) ## Quantize a pretrained EfficientNet-Lite0 and show the table
 	$(VENV)/bin/python examples/python/demo.py --out .build/demo
 
-test: deps test-swift test-c test-examples test-python test-keras lint ## Run everything
+test: deps test-swift test-c test-examples test-python test-qnn test-keras lint ## Run everything
 
 test-python: python venv-test venv-aimet ## Run the Python tests, the command-line tool's among them
 	HALFSTEP_AIMET_PYTHON='$(CURDIR)/$(AIMET_VENV)/bin/python' \
@@ -136,6 +151,11 @@ test-keras: build venv-keras ## Run the tests of halfstep.keras, with TensorFlow
 	HALFSTEP_LIBRARY='$(CURDIR)/$(BUILD)/libHalfstepC.so' \
 	  $(KERAS_VENV)/bin/pip install -q --disable-pip-version-check ./bindings/python
 	$(KERAS_VENV)/bin/python -m pytest -q bindings/python/tests/keras
+
+test-qnn: build venv-qnn ## Run the tests on Qualcomm's converter and emulator
+	HALFSTEP_LIBRARY='$(CURDIR)/$(BUILD)/libHalfstepC.so' \
+	  $(QNN_VENV)/bin/pip install -q --disable-pip-version-check ./bindings/python
+	$(QNN_VENV)/bin/python -m pytest -q -s bindings/python/tests/qualcomm
 
 test-cli: python venv-test ## Run the tests of the command-line tool
 	$(VENV)/bin/python -m pytest -q bindings/python/tests/test_cli.py

@@ -477,6 +477,36 @@ class QuantizationSimModel:
         """
         self._handle.export_qdq(path, prequantize_constants, int32_bias)
 
+    def export_dlc(self, path: str | os.PathLike[str], *, batch_size: int = 1) -> None:
+        """Let Qualcomm's own converter write a DLC, the file that its runtime loads.
+
+        Goes through a temporary QDQ model with integer constants and 32-bit biases; see
+        `halfstep.qualcomm`, also for what is to be installed. The simulation should have one of the
+        ``"htp_…"`` configurations.
+
+        Parameters
+        ----------
+        path : path
+            File to write or replace; it appears whole or not at all.
+        batch_size : int
+            The first extent of inputs that leave it open: a DLC fixes all extents.
+
+        Raises
+        ------
+        halfstep.qualcomm.PackageMissingError
+        UnsupportedOperatorError
+            If the processor refuses nodes; the message names them.
+        FileAccessError, InvalidArgumentError, InvalidStateError
+        """
+        import tempfile
+
+        from .qualcomm import write_dlc
+
+        with tempfile.TemporaryDirectory(prefix="halfstep-dlc-") as folder:
+            qdq = os.path.join(folder, "net.onnx")
+            self.export_qdq(qdq, prequantize_constants=True, int32_bias=True)
+            write_dlc(qdq, path, batch_size=batch_size)
+
     def load_encodings(
         self, source: Mapping[str, Any] | str | os.PathLike[str] | bytes, strict: bool = True
     ) -> LoadReport:
