@@ -921,7 +921,7 @@ typedef struct hs_rounding_options {
   const char *const *excluded_layers;  ///< Names of nodes that stay in float; may be NULL.
   size_t excluded_layer_count;         ///< Length of `excluded_layers`.
   size_t maximum_rows;                 ///< Rows that a layer learns from at most; 0 means 32,768.
-  size_t maximum_bytes;                ///< Bytes of activations in memory; 0 means 512 MiB.
+  size_t maximum_bytes;                ///< Bytes of activations in memory; 0 means 64 MiB.
   uint64_t seed;                       ///< Decides which rows are drawn.
   int32_t floor_or_ceil;    ///< Not 0: a weight only goes to one of its two neighbors on the grid.
   int32_t iterations;       ///< Of gradient methods; 0 means their default.
@@ -943,7 +943,9 @@ typedef struct hs_rounded_layer {
   const char *layer;    ///< Node name, or operator and first output.
   const char *weight;   ///< Name of the weight.
   const char *kept;     ///< How the kept weights were found; "nearest" if nothing did better.
-  double noise_before;  ///< Noise over signal on held-out rows, rounded to nearest.
+  /// Noise over signal on held-out data, rounded to nearest: of the layer's output, or, for bias
+  /// correction, of the outputs of the quantized network.
+  double noise_before;
   double noise_after;   ///< Noise over signal with what was kept; never larger.
   int32_t bits;         ///< Width of the weight's codes.
   int32_t reserved;     ///< 0
@@ -970,7 +972,9 @@ hs_status hs_model_adaround(hs_model *model, const char *const *names, const hs_
 
 /// Corrects biases for what rounding to nearest does to the means of layers' outputs.
 ///
-/// Weights stay as they are; quantize the model afterwards with the same options.
+/// Weights stay as they are; quantize the model afterwards with the same options. A layer's bias
+/// changes only if that brings the outputs of the quantized network nearer to those of the float
+/// network on up to 32 samples from all over the data.
 /// @param[in,out] model unchanged if the call fails
 /// @param[in] names inputs, `[count]`
 /// @param[in] values their values, `[N, ...]` each, `[count]`; read during the call only

@@ -26,7 +26,8 @@ public struct RoundingOptions: Hashable, Sendable {
   public var parameterBits: Int = 4
   /// Width of activations while rounding, 2...16; nil keeps them in float; default 8.
   public var activationBits: Int? = 8
-  /// How ranges of activations, and of weights rounded to nearest, are chosen; default `.minMax`.
+  /// How ranges of activations, and of weights rounded to nearest, are chosen; give the
+  /// `QuantizationSimModel` the same. Default `.minMax`, as there.
   public var scheme: RangeScheme = .minMax
   /// A built-in runtime configuration by name or the path of a JSON file; nil (the default) means
   /// `QuantizationSimModel.defaultConfiguration`.
@@ -40,8 +41,8 @@ public struct RoundingOptions: Hashable, Sendable {
   public var iterations: Int?
   /// Rows of its input that a layer learns from at most, 1 or more; default 32,768.
   public var maximumRows: Int = 1 << 15
-  /// Bytes of activations held in memory; more goes to a temporary file; default 512 MiB.
-  public var maximumBytes: Int = 1 << 29
+  /// Bytes of activations held in memory; more goes to a temporary file; default 64 MiB.
+  public var maximumBytes: Int = 1 << 26
   /// Decides which rows are drawn; default 0.
   public var seed: UInt64 = 0
 
@@ -57,7 +58,8 @@ public struct RoundedLayer: Hashable, Sendable {
   public let weight: String
   /// Width of the weight's codes.
   public let bits: Int
-  /// Noise over signal of the layer's output on held-out rows, rounded to nearest.
+  /// Noise over signal with the layer rounded to nearest, on held-out data: of the layer's output, or,
+  /// for bias correction, of the outputs of the quantized network.
   public let noiseBefore: Double
   /// Noise over signal with what was kept; never larger.
   public let noiseAfter: Double
@@ -115,7 +117,9 @@ extension Model {
 
   /// Corrects biases for what rounding to nearest does to the means of layers' outputs.
   ///
-  /// Weights stay as they are; quantize the model afterwards with the same options.
+  /// Weights stay as they are; quantize the model afterwards with the same options. A layer's bias
+  /// changes only if that brings the outputs of the quantized network nearer to those of the float
+  /// network, on up to 32 samples from all over the data.
   ///
   /// - Parameters:
   ///   - data: Values of `inputs`, `[N, …]` each.
@@ -161,6 +165,7 @@ extension Model {
     settings.maximumBytes = options.maximumBytes
     settings.seed = options.seed
     settings.writesWeights = writesWeights
+    if !writesWeights { settings.validation = .outputs(isQuantized: true) }
     var copy = graph
     var last = -1
     let report = try LayerReconstruction(options: settings).apply(

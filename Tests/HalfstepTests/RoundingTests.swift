@@ -40,6 +40,7 @@ import Testing
     #expect(report.layers.contains { $0.kept.hasPrefix("gram") })
     // Four-bit weights at the default of eight bits: the simulation takes the grids of the model.
     let rounded = try ratio(model, float, bits: 8)
+    #expect(RoundingOptions().maximumBytes == 64 << 20)
     let nearest = try ratio(float, float, bits: 4)
     #expect(rounded > nearest)
     let simulation = try QuantizationSimModel(model)

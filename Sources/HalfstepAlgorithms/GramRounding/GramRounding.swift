@@ -53,8 +53,7 @@ package struct GramRounding: LayerRounder, Sendable {
         if error.code == .numericFailure { return best == nil }
         throw error
       }
-      let noise = try problem.heldOut().noise(
-        weight: rounding.weight, bias: rounding.bias?.map(Double.init))
+      let noise = try problem.noise(of: rounding)
       let isBetter = best.map { noise < $0.noise } ?? true
       if isBetter { best = (rounding, noise) }
       try problem.progress(0.3 + 0.2 * Double(index))

@@ -106,9 +106,11 @@ package final class LayerProblem {
   /// Whether a piece validates and is not to be learned from.
   ///
   /// With a single piece no piece is held out, but every fifth row of it.
-  package func isHeldOut(_ chunk: Int) -> Bool {
-    if chunkCount >= 5 { return chunk % 5 == 4 }
-    return chunkCount > 1 && chunk == chunkCount - 1
+  package func isHeldOut(_ chunk: Int) -> Bool { Self.isHeldOut(chunk, of: chunkCount) }
+
+  static func isHeldOut(_ chunk: Int, of count: Int) -> Bool {
+    if count >= 5 { return chunk % 5 == 4 }
+    return count > 1 && chunk == count - 1
   }
 
   /// Rows of a piece to learn from, or to validate on: drawn with the options' seed, ascending.
@@ -141,6 +143,19 @@ package final class LayerProblem {
     let rows = try HeldOutRows(self)
     validation = rows
     return rows
+  }
+
+  /// Noise over signal that a candidate leaves, on data that validates.
+  ///
+  /// Of the network's outputs if the options say so and some output tells; otherwise of the layer's own.
+  package func noise(of candidate: LayerRounding) throws(HalfstepError) -> Double {
+    let noise = try walk.outputNoise { (graph) throws(HalfstepError) in
+      var names = NameAllocator(graph)
+      try candidate.put(into: &graph, layer, weightName, walk.index, names: &names)
+    }
+    if let noise { return noise }
+    return try heldOut().noise(
+      weight: candidate.weight, bias: candidate.bias?.map(Double.init))
   }
 
   /// Tells how far the layer is, 0...1.

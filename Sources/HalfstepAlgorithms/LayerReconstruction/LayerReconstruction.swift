@@ -30,15 +30,26 @@ package struct LayerReconstruction: Sendable {
     /// Rows that validate at most.
     package var heldOutRows = 2048
     /// Bytes of activations in memory; more goes to a temporary file.
-    package var maximumBytes = 1 << 29
+    package var maximumBytes = 1 << 26
     /// Whether a method's result gives way to rounding to nearest where that is better.
     package var keepsBetter = true
     /// Decides which rows are drawn.
     package var seed: UInt64 = 0
     /// Whether the graph gets the rounded weights; otherwise only the biases that go with them.
     package var writesWeights = true
+    /// What candidates for a layer are compared by.
+    package var validation: Validation = .layer
 
     package init(configuration: RuntimeConfiguration) { self.configuration = configuration }
+  }
+
+  /// What candidates for a layer are compared by.
+  package enum Validation: Hashable, Sendable {
+    /// The layer's own output on rows that nothing is learned from.
+    case layer
+    /// The network's outputs on samples from all over the data, with the layers that are still to come in float, or rounded to nearest
+    /// with their activations quantized.
+    case outputs(isQuantized: Bool)
   }
 
   /// How far a run is.
@@ -59,7 +70,8 @@ package struct LayerReconstruction: Sendable {
     /// Name of the weight.
     package let weight: String
     package let bits: Int
-    /// Noise over signal on held-out rows with weights rounded to nearest and the bias as it was.
+    /// Noise over signal on held-out data, of what the validation looks at, with weights rounded to
+    /// nearest and the bias as it was.
     package let before: Double
     /// Noise over signal of what was kept.
     package let after: Double
@@ -103,7 +115,8 @@ package struct LayerReconstruction: Sendable {
     let stops = stops(in: source, simulation, &report)
     let walk = LayerWalk(
       graph: source, quantized: try prefix(source, simulation, except: stops), stops: stops,
-      activations: activations(simulation), data: data, maximumBytes: options.maximumBytes)
+      activations: activations(simulation), data: data, maximumBytes: options.maximumBytes,
+      rest: try rest(source, simulation))
     var result = source
     var names = NameAllocator(source)
     func tell(_ fraction: Double) throws(HalfstepError) {
@@ -127,12 +140,9 @@ package struct LayerReconstruction: Sendable {
       for isResult in [false, true] {
         var fresh = before
         func change(_ graph: inout Graph) throws(HalfstepError) {
-          if !isResult || options.writesWeights {
-            graph.setConstant(stop.weight, to: rounding.weight)
-          }
-          if let bias = rounding.bias {
-            try stop.layer.setBias(bias, in: &graph, walk.index, names: &fresh)
-          }
+          try rounding.put(
+            into: &graph, stop.layer, stop.weight, walk.index,
+            writesWeight: !isResult || options.writesWeights, names: &fresh)
         }
         if isResult { try change(&result) } else { try walk.commit(change) }
         names = fresh
@@ -218,6 +228,19 @@ package struct LayerReconstruction: Sendable {
     return try graph.replacingConstants(rounded)
   }
 
+  /// What runs behind a layer when candidates are compared.
+  private func rest(
+    _ graph: Graph, _ simulation: QuantizationSimulation
+  ) throws(HalfstepError) -> LayerWalk.Rest? {
+    switch options.validation {
+    case .layer: nil
+    case .outputs(isQuantized: false): LayerWalk.Rest(graph: graph, activations: [:])
+    case .outputs(isQuantized: true):
+      LayerWalk.Rest(
+        graph: try prefix(graph, simulation, except: []), activations: activations(simulation))
+    }
+  }
+
   private func activations(_ simulation: QuantizationSimulation) -> [String: Encoding] {
     if options.activationBits == nil { return [:] }
     var grids: [String: Encoding] = [:]
@@ -235,16 +258,15 @@ package struct LayerReconstruction: Sendable {
     _ problem: LayerProblem, _ rounder: some LayerRounder
   ) throws(HalfstepError) -> (LayerRounding, LayerReport) {
     let plain = try problem.nearest.fakeQuantize(problem.weight)
-    let heldOut = try problem.heldOut()
-    let before = try heldOut.noise(weight: plain, bias: nil)
     var kept = LayerRounding(weight: plain, encoding: problem.nearest, note: "nearest")
+    let before = try problem.noise(of: kept)
     var after = before
     let rounding = try rounder.round(problem)
     guard rounding.weight.shape == problem.weight.shape else {
       throw HalfstepError(
         .internalError, "node '\(problem.node.label)': rounding changed the weight's shape")
     }
-    let noise = try heldOut.noise(weight: rounding.weight, bias: rounding.bias?.map(Double.init))
+    let noise = try problem.noise(of: rounding)
     if noise <= before || !options.keepsBetter {
       kept = rounding
       after = noise
@@ -258,7 +280,7 @@ package struct LayerReconstruction: Sendable {
 
 extension Graph {
   /// Gives a constant another value, be it an initializer or a Constant node.
-  fileprivate mutating func setConstant(_ name: String, to value: Tensor) {
+  mutating func setConstant(_ name: String, to value: Tensor) {
     if initializers[name] != nil {
       initializers[name] = value
       return

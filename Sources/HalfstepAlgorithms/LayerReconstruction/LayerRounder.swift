@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A method that rounds one layer at a time.
 
+import HalfstepGraph
 import HalfstepNumerics
 
 /// What a method made of a layer.
@@ -19,6 +20,17 @@ package struct LayerRounding: Sendable {
     self.encoding = encoding
     self.bias = bias
     self.note = note
+  }
+}
+
+extension LayerRounding {
+  /// Puts weight and bias into a network.
+  func put(
+    into graph: inout Graph, _ layer: LinearLayer, _ weightName: String, _ index: GraphIndex,
+    writesWeight: Bool = true, names: inout NameAllocator
+  ) throws(HalfstepError) {
+    if writesWeight { graph.setConstant(weightName, to: weight) }
+    if let bias { try layer.setBias(bias, in: &graph, index, names: &names) }
   }
 }
 

@@ -4,6 +4,7 @@
 import HalfstepGraph
 import HalfstepNumerics
 import HalfstepRuntime
+import OrderedCollections
 
 /// Runs a network twice, in float and with a quantized prefix, and stops before each linear layer.
 ///
@@ -19,6 +20,19 @@ package final class LayerWalk {
     package let weight: String
   }
 
+  /// The network behind the layer at work, as it runs when candidates for the layer are compared.
+  package struct Rest {
+    /// The same nodes as in `graph`.
+    let graph: Graph
+    /// Grids of its activations; empty to keep them in float.
+    let activations: [String: Encoding]
+
+    package init(graph: Graph, activations: [String: Encoding]) {
+      self.graph = graph
+      self.activations = activations
+    }
+  }
+
   /// The float network, sorted; positions are the same in both networks.
   package let graph: Graph
   /// Who writes and reads what in `graph`.
@@ -31,11 +45,17 @@ package final class LayerWalk {
   package private(set) var position = -1
 
   /// The network with weights rounded as far as the walk has come.
-  private var quantized: Graph
-  private let activations: [String: Encoding]
-  private let data: ReconstructionData
+  private(set) var quantized: Graph
+  let activations: [String: Encoding]
+  let data: ReconstructionData
   private let store: ActivationStore
-  private let cuts: _Cuts
+  let cuts: _Cuts
+  /// What runs behind the layer at work when candidates are compared; nil if they are not.
+  let rest: Rest?
+  /// The validation of the current stop's candidates, made when it is first asked for.
+  var outputs: OutputValidation?
+  /// What the float network makes of the pieces that validate, once it was asked for.
+  var knownOutputs: [OrderedDictionary<String, Tensor>]?
   /// Slots of the live tensors of each piece.
   private var reference: [[String: ActivationStore.Slot]]
   private var simulated: [[String: ActivationStore.Slot]]
@@ -51,9 +71,10 @@ package final class LayerWalk {
   ///     activations in float.
   ///   - data: Inputs.
   ///   - maximumBytes: Bytes of activations that are held in memory; more goes to a temporary file.
+  ///   - rest: What to run behind a layer to compare candidates by the network's outputs; nil not to.
   package init(
     graph: Graph, quantized: Graph, stops: [Stop], activations: [String: Encoding],
-    data: ReconstructionData, maximumBytes: Int
+    data: ReconstructionData, maximumBytes: Int, rest: Rest? = nil
   ) {
     self.graph = graph
     self.index = GraphIndex(graph)
@@ -62,7 +83,10 @@ package final class LayerWalk {
     self.activations = activations
     self.data = data
     self.store = ActivationStore(maximumBytes: maximumBytes)
-    self.cuts = _Cuts(graph, index, stops.map { ($0.layer.node, $0.layer.input) })
+    self.rest = rest
+    self.cuts = _Cuts(
+      graph, index, stops.map { ($0.layer.node, $0.layer.input) },
+      outputs: rest == nil ? [] : OutputValidation.outputs(of: graph))
     self.reference = Array(repeating: [:], count: data.chunks.count)
     self.simulated = reference
   }
@@ -78,6 +102,7 @@ package final class LayerWalk {
   ) throws(HalfstepError) -> Bool {
     guard position + 1 < stops.count else { return false }
     position += 1
+    outputs = nil
     let segment = cuts.segments[position]
     if !segment.nodes.isEmpty {
       let float = try session(segment, graph, [:])
@@ -126,9 +151,15 @@ package final class LayerWalk {
     try change(&quantized)
   }
 
+  /// A tensor of the quantized network that is live at the current stop, or a given input.
+  func simulatedTensor(_ name: String, _ chunk: Int) throws(HalfstepError) -> Tensor? {
+    if let given = data.chunks[chunk][name] { return given }
+    return try simulated[chunk][name].map { (slot) throws(HalfstepError) in try store.get(slot) }
+  }
+
   // MARK: Segments
 
-  private func session(
+  func session(
     _ segment: _Cuts.Segment, _ source: Graph, _ grids: [String: Encoding]
   ) throws(HalfstepError) -> Session {
     var part = Graph()
@@ -192,8 +223,16 @@ struct _Cuts {
     var dropped: [String] = []
   }
   private(set) var segments: [Segment] = []
+  /// Nodes that depend on a graph input.
+  let isDynamic: [Bool]
+  /// Nodes that a stop's input or an output depends on.
+  let needed: [Bool]
 
-  init(_ graph: Graph, _ index: GraphIndex, _ stops: [(node: Int, input: String)]) {
+  /// - Parameter outputs: Graph outputs that can be computed from what is live at each stop.
+  init(
+    _ graph: Graph, _ index: GraphIndex, _ stops: [(node: Int, input: String)],
+    outputs: [String] = []
+  ) {
     // Nodes that depend on a graph input.
     var dynamic = Set(graph.inputs.map(\.name).filter { graph.initializers[$0] == nil })
     let given = dynamic
@@ -216,7 +255,9 @@ struct _Cuts {
     }
     // Nodes that a stop's input depends on.
     var needed = [Bool](repeating: false, count: graph.nodes.count)
-    for stop in stops { if let producer = index.producers[stop.input] { needed[producer] = true } }
+    for name in stops.map(\.input) + outputs {
+      if let producer = index.producers[name] { needed[producer] = true }
+    }
     for position in graph.nodes.indices.reversed() where needed[position] {
       let node = graph.nodes[position]
       for name in node.inputs + node.capturedInputs {
@@ -232,25 +273,16 @@ struct _Cuts {
       }
     }
     for stop in stops { lastUse[stop.input] = max(lastUse[stop.input] ?? 0, stop.node) }
+    for name in outputs { lastUse[name] = graph.nodes.count }
+    self.isDynamic = isDynamic
+    self.needed = needed
 
     var live: Set<String> = []
     var start = 0
     for stop in stops {
       var segment = Segment()
       let own = (start..<stop.node).filter { needed[$0] && isDynamic[$0] }
-      // Nodes that compute constants run in every segment that reads their results.
-      var all = Set(own)
-      var pending = own
-      while let position = pending.popLast() {
-        let node = graph.nodes[position]
-        for name in node.inputs + node.capturedInputs {
-          guard let producer = index.producers[name], !isDynamic[producer],
-            all.insert(producer).inserted
-          else { continue }
-          pending.append(producer)
-        }
-      }
-      segment.nodes = all.sorted()
+      segment.nodes = Self.withConstants(own, graph, index, isDynamic)
       let written = Set(own.flatMap { graph.nodes[$0].outputs })
       var read: Set<String> = []
       for position in segment.nodes {
@@ -267,5 +299,24 @@ struct _Cuts {
       segments.append(segment)
       start = stop.node
     }
+  }
+
+  /// Nodes with those that compute constants for them: these run in every segment that reads their
+  /// results.
+  static func withConstants(
+    _ own: [Int], _ graph: Graph, _ index: GraphIndex, _ isDynamic: [Bool]
+  ) -> [Int] {
+    var all = Set(own)
+    var pending = own
+    while let position = pending.popLast() {
+      let node = graph.nodes[position]
+      for name in node.inputs + node.capturedInputs {
+        guard let producer = index.producers[name], !isDynamic[producer],
+          all.insert(producer).inserted
+        else { continue }
+        pending.append(producer)
+      }
+    }
+    return all.sorted()
   }
 }

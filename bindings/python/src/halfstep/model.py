@@ -411,7 +411,7 @@ class Model:
         percentile: float = 100.0,
         excluded_layers: Iterable[str] = (),
         max_rows: int = 1 << 15,
-        max_bytes: int = 1 << 29,
+        max_bytes: int = 1 << 26,
         seed: int = 0,
         floor_or_ceil: bool = False,
         iterations: int | None = None,
@@ -441,8 +441,8 @@ class Model:
         activation_bits : int or None
             Width of activations while rounding, 2 to 16; None keeps them in float.
         quant_scheme : str
-            How ranges of activations, and of weights rounded to nearest, are chosen; as for
-            `QuantizationSimModel`.
+            How ranges of activations, and of weights rounded to nearest, are chosen; give
+            `QuantizationSimModel` the same.
         percentile : float
             For the scheme of that name, 50 to 100.
         excluded_layers : iterable of str
@@ -526,13 +526,15 @@ class Model:
         percentile: float = 100.0,
         excluded_layers: Iterable[str] = (),
         max_rows: int = 1 << 15,
-        max_bytes: int = 1 << 29,
+        max_bytes: int = 1 << 26,
         seed: int = 0,
         progress: bool | Progress = False,
     ) -> tuple[RoundedLayer, ...]:
         """Correct biases for what rounding weights to nearest does to the means of outputs.
 
-        Weights stay as they are; make the `QuantizationSimModel` with the same arguments.
+        Weights stay as they are; make the `QuantizationSimModel` with the same arguments. A
+        layer's bias changes only if that brings the outputs of the quantized network nearer to
+        those of the float network, on up to 32 samples from all over the data.
 
         Parameters
         ----------

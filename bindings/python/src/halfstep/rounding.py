@@ -24,7 +24,8 @@ class RoundedLayer(NamedTuple):
     weight: str
     #: Width of the weight's codes.
     bits: int
-    #: Noise over signal of the layer's output on held-out rows, rounded to nearest.
+    #: Noise over signal with the layer rounded to nearest, on held-out data: of the layer's output,
+    #: or, for bias correction, of the outputs of the quantized network.
     noise_before: float
     #: Noise over signal with what was kept; never larger.
     noise_after: float
