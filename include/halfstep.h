@@ -927,6 +927,10 @@ typedef struct hs_rounding_options {
   int32_t iterations;       ///< Of gradient methods; 0 means their default.
   hs_progress_fn progress;  ///< Told how many layers are done; may be NULL.
   void *user_data;          ///< Handed to `progress`.
+  /// Folder, made if it is not there, in which the result of each layer is kept under a hash of all
+  /// that it depends on: a cancelled run goes on where it ended, and one with another option redoes
+  /// only the layers that it changes. Nothing is ever removed. NULL keeps nothing.
+  const char *cache;
 } hs_rounding_options;
 
 /// Fills in defaults; NULL is a no-op.
@@ -940,23 +944,25 @@ typedef struct hs_rounding_report hs_rounding_report;
 /// What became of a layer; lent until the report is freed.
 /// @since 0.1
 typedef struct hs_rounded_layer {
-  const char *layer;    ///< Node name, or operator and first output.
-  const char *weight;   ///< Name of the weight.
-  const char *kept;     ///< How the kept weights were found; "nearest" if nothing did better.
+  const char *layer;   ///< Node name, or operator and first output.
+  const char *weight;  ///< Name of the weight.
+  const char *kept;    ///< How the kept weights were found; "nearest" if nothing did better.
   /// Noise over signal on held-out data, rounded to nearest: of the layer's output, or, for bias
   /// correction, of the outputs of the quantized network.
   double noise_before;
-  double noise_after;   ///< Noise over signal with what was kept; never larger.
-  int32_t bits;         ///< Width of the weight's codes.
-  int32_t reserved;     ///< 0
+  double noise_after;  ///< Noise over signal with what was kept; never larger.
+  int32_t bits;        ///< Width of the weight's codes.
+  int32_t reserved;    ///< 0
 } hs_rounded_layer;
 
 /// Rounds weights so that the network's outputs change least, with unlabeled data.
 ///
 /// Fold batch norms first, and equalize if scales are per tensor. Changes weights and biases; the
-/// model remembers the grids, and a simulation made from it uses them.
+/// model remembers the grids, and a simulation made from it uses them. Without data (NULL, NULL, 0)
+/// layers are rounded by what folded batch norms let expect of their inputs; the method has to be
+/// HS_ROUNDING_AUTO or HS_ROUNDING_GRAM then.
 /// @param[in,out] model unchanged if the call fails
-/// @param[in] names inputs, `[count]`
+/// @param[in] names inputs, `[count]`; NULL for no data
 /// @param[in] values their values, `[N, ...]` each, `[count]`; read during the call only
 /// @param[in] count number of inputs
 /// @param[in] options may be NULL
@@ -974,9 +980,10 @@ hs_status hs_model_adaround(hs_model *model, const char *const *names, const hs_
 ///
 /// Weights stay as they are; quantize the model afterwards with the same options. A layer's bias
 /// changes only if that brings the outputs of the quantized network nearer to those of the float
-/// network on up to 32 samples from all over the data.
+/// network on up to 32 samples from all over the data. Without data (NULL, NULL, 0) the means of
+/// layers' inputs are those that folded batch norms let expect.
 /// @param[in,out] model unchanged if the call fails
-/// @param[in] names inputs, `[count]`
+/// @param[in] names inputs, `[count]`; NULL for no data
 /// @param[in] values their values, `[N, ...]` each, `[count]`; read during the call only
 /// @param[in] count number of inputs
 /// @param[in] options how the model will be quantized; may be NULL

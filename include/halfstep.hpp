@@ -304,6 +304,7 @@ struct RoundingOptions {
   uint64_t seed = 0;
   bool floor_or_ceil = false;
   int32_t iterations = 0;  ///< Of HS_ROUNDING_GRADIENT, for each layer.
+  std::string cache;  ///< Folder that results of layers are kept in, to resume; empty for none.
 };
 
 /// What rounding made of a layer.
@@ -433,13 +434,24 @@ class Model {
   /// Rounds weights so that the network's outputs change least, with unlabeled data.
   std::vector<RoundedLayer> adaround(const Inputs &data, const RoundingOptions &options = {},
                                      Progress progress = {}) {
-    return rounded(hs_model_adaround, data, options, std::move(progress));
+    return rounded(hs_model_adaround, &data, options, std::move(progress));
+  }
+
+  /// Rounds weights without data, by what folded batch norms let expect.
+  std::vector<RoundedLayer> adaround(const RoundingOptions &options = {}, Progress progress = {}) {
+    return rounded(hs_model_adaround, nullptr, options, std::move(progress));
   }
 
   /// Corrects biases for what rounding weights to nearest does to the means of outputs.
   std::vector<RoundedLayer> correct_biases(const Inputs &data, const RoundingOptions &options = {},
                                            Progress progress = {}) {
-    return rounded(hs_model_correct_biases, data, options, std::move(progress));
+    return rounded(hs_model_correct_biases, &data, options, std::move(progress));
+  }
+
+  /// Corrects biases without data, by what folded batch norms let expect.
+  std::vector<RoundedLayer> correct_biases(const RoundingOptions &options = {},
+                                           Progress progress = {}) {
+    return rounded(hs_model_correct_biases, nullptr, options, std::move(progress));
   }
 
   /// Convolutions and matrix products, and the ranges of their weights.
@@ -463,10 +475,10 @@ class Model {
 
  private:
   template <typename Function>
-  std::vector<RoundedLayer> rounded(Function function, const Inputs &data,
+  std::vector<RoundedLayer> rounded(Function function, const Inputs *data,
                                     const RoundingOptions &options, Progress progress) {
     detail::RawProgress reporter(std::move(progress));
-    detail::RawInputs inputs(data);
+    detail::RawInputs inputs(data ? *data : Inputs());
     std::vector<const char *> excluded;
     for (const auto &name : options.excluded_layers) excluded.push_back(name.c_str());
     hs_rounding_options raw;
@@ -484,11 +496,13 @@ class Model {
     raw.seed = options.seed;
     raw.floor_or_ceil = options.floor_or_ceil;
     raw.iterations = options.iterations;
+    if (!options.cache.empty()) raw.cache = options.cache.c_str();
     raw.progress = reporter.function();
     raw.user_data = &reporter;
     detail::Owner<hs_rounding_report, hs_rounding_report_free> report(reporter.call([&] {
-      return detail::get<hs_rounding_report *>(function, handle_.get(), inputs.names.data(),
-                                               inputs.views.data(), inputs.names.size(), &raw);
+      return detail::get<hs_rounding_report *>(
+          function, handle_.get(), data ? inputs.names.data() : nullptr,
+          data ? inputs.views.data() : nullptr, inputs.names.size(), &raw);
     }));
     std::vector<RoundedLayer> layers;
     auto count = detail::get<std::size_t>(hs_rounding_report_count, report.get());

@@ -45,6 +45,10 @@ public struct RoundingOptions: Hashable, Sendable {
   public var maximumBytes: Int = 1 << 26
   /// Decides which rows are drawn; default 0.
   public var seed: UInt64 = 0
+  /// A folder, made if it is not there, in which the result of each layer is kept under a hash of all
+  /// that it depends on: a run that was cancelled goes on where it ended, and one with another option
+  /// redoes only the layers that it changes. Nothing is ever removed. Nil, the default, keeps nothing.
+  public var cacheFolder: String?
 
   /// Creates the default options.
   public init() {}
@@ -80,8 +84,13 @@ extension Model {
   /// better than rounding to nearest on held-out rows is not kept. Weights and biases change in place;
   /// the model remembers the grids, and a `QuantizationSimModel` made from it uses them.
   ///
+  /// Without data, layers are rounded by the moments that folded batch norms let expect of their inputs,
+  /// so that errors within kernels and rows cancel; `method` has to be `.auto` or `.gram` then. That is
+  /// better than rounding to nearest, and far from what a few dozen samples give.
+  ///
   /// - Parameters:
-  ///   - data: Values of `inputs`, `[N, …]` each; how the network cuts them does not matter.
+  ///   - data: Values of `inputs`, `[N, …]` each; how the network cuts them does not matter. Nil rounds
+  ///     without data.
   ///   - options: What to aim at.
   ///   - progress: Told after each layer how many of how many are done; false cancels.
   /// - Returns: What was kept for each layer.
@@ -94,11 +103,20 @@ extension Model {
   ///   arXiv:2004.10568, for the objective; Frantar et al., "GPTQ", 2022, arXiv:2210.17323.
   @discardableResult
   public mutating func adaround(
-    data: [String: Tensor], options: RoundingOptions = RoundingOptions(),
+    data: [String: Tensor]?, options: RoundingOptions = RoundingOptions(),
     progress: ((_ completed: Int, _ total: Int) -> Bool)? = nil
   ) throws(HalfstepError) -> RoundingReport {
     var gram = GramRounding.Options()
     gram.isFloorOrCeil = options.isFloorOrCeil
+    guard let data else {
+      guard options.method == .auto || options.method == .gram else {
+        throw HalfstepError(
+          .emptyStatistics, "method '\(options.method.rawValue)' needs data; 'gram' does not")
+      }
+      return try changed(options, progress) { (graph, settings, tell) throws(HalfstepError) in
+        try DataFreeRounding(options: settings, gram: gram).apply(to: &graph, progress: tell)
+      }
+    }
     switch options.method {
     case .auto, .gram:
       return try reconstruct(
@@ -121,8 +139,11 @@ extension Model {
   /// changes only if that brings the outputs of the quantized network nearer to those of the float
   /// network, on up to 32 samples from all over the data.
   ///
+  /// Without data, the means of layers' inputs are those that folded batch norms let expect, and only what
+  /// rounding the weights does to the outputs' means is corrected, wherever that is known.
+  ///
   /// - Parameters:
-  ///   - data: Values of `inputs`, `[N, …]` each.
+  ///   - data: Values of `inputs`, `[N, …]` each; nil corrects analytically.
   ///   - options: How the model will be quantized; 8 bits are usual.
   ///   - progress: Told after each layer how many of how many are done; false cancels.
   /// - Returns: What was kept for each layer.
@@ -131,15 +152,39 @@ extension Model {
   ///   Correction", 2019. arXiv:1906.04721
   @discardableResult
   public mutating func correctBiases(
-    data: [String: Tensor], options: RoundingOptions = RoundingOptions(),
+    data: [String: Tensor]?, options: RoundingOptions = RoundingOptions(),
     progress: ((_ completed: Int, _ total: Int) -> Bool)? = nil
   ) throws(HalfstepError) -> RoundingReport {
-    try reconstruct(data, options, EmpiricalBiasCorrection(), writesWeights: false, progress)
+    guard let data else {
+      return try changed(options, progress) { (graph, settings, tell) throws(HalfstepError) in
+        var settings = settings
+        settings.writesWeights = false
+        return try AnalyticBiasCorrection(options: settings).apply(to: &graph, progress: tell)
+      }
+    }
+    return try reconstruct(
+      data, options, EmpiricalBiasCorrection(), writesWeights: false, progress)
   }
 
   private mutating func reconstruct(
     _ data: [String: Tensor], _ options: RoundingOptions, _ rounder: some LayerRounder,
     writesWeights: Bool, _ progress: ((Int, Int) -> Bool)?
+  ) throws(HalfstepError) -> RoundingReport {
+    try changed(options, progress) { (graph, settings, tell) throws(HalfstepError) in
+      var settings = settings
+      settings.writesWeights = writesWeights
+      if !writesWeights { settings.validation = .outputs(isQuantized: true) }
+      return try LayerReconstruction(options: settings).apply(
+        to: &graph, batches: [data], rounder: rounder, progress: tell)
+    }
+  }
+
+  /// Checks options, runs a method on a copy of the graph, and takes the result.
+  private mutating func changed(
+    _ options: RoundingOptions, _ progress: ((Int, Int) -> Bool)?,
+    _ body: (
+      inout Graph, LayerReconstruction.Options, ((LayerReconstruction.Progress) -> Bool)?
+    ) throws(HalfstepError) -> LayerReconstruction.Report
   ) throws(HalfstepError) -> RoundingReport {
     for (bits, what) in [
       (options.parameterBits, "parameter"), (options.activationBits ?? 8, "activation"),
@@ -164,13 +209,12 @@ extension Model {
     settings.maximumRows = options.maximumRows
     settings.maximumBytes = options.maximumBytes
     settings.seed = options.seed
-    settings.writesWeights = writesWeights
-    if !writesWeights { settings.validation = .outputs(isQuantized: true) }
+    settings.cacheFolder = options.cacheFolder
     var copy = graph
     var last = -1
-    let report = try LayerReconstruction(options: settings).apply(
-      to: &copy, batches: [data], rounder: rounder,
-      progress: progress.map { tell in
+    let report = try body(
+      &copy, settings,
+      progress.map { tell in
         { state in
           // One step a layer; in between, callers may still cancel.
           last = max(last, state.completed)

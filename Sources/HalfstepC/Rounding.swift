@@ -21,7 +21,7 @@ public func hs_model_adaround(
   return report(to: error) { () throws(HalfstepError) in
     let handle = try object(model, "model", as: ModelHandle.self)
     let given = try HalfstepC.options(options, hs_rounding_options())
-    let data = try HalfstepC.inputs(names, values, count)
+    let data = try roundingData(names, values, count)
     let result = try handle.model.adaround(
       data: data, options: try given.values(defaultBits: 4), progress: given.tell)
     outReport?.pointee = handOver(list(result))
@@ -39,11 +39,20 @@ public func hs_model_correct_biases(
   return report(to: error) { () throws(HalfstepError) in
     let handle = try object(model, "model", as: ModelHandle.self)
     let given = try HalfstepC.options(options, hs_rounding_options())
-    let data = try HalfstepC.inputs(names, values, count)
+    let data = try roundingData(names, values, count)
     let result = try handle.model.correctBiases(
       data: data, options: try given.values(defaultBits: 8), progress: given.tell)
     outReport?.pointee = handOver(list(result))
   }
+}
+
+/// The data; nil if a caller gave none at all.
+private func roundingData(
+  _ names: UnsafePointer<UnsafePointer<CChar>?>?, _ values: UnsafePointer<hs_tensor_view>?,
+  _ count: Int
+) throws(HalfstepError) -> [String: Tensor]? {
+  if names == nil && values == nil && count == 0 { return nil }
+  return try HalfstepC.inputs(names, values, count)
 }
 
 private func list(_ report: RoundingReport) -> LentList<hs_rounded_layer> {
@@ -79,6 +88,7 @@ extension hs_rounding_options {
     options.seed = seed
     options.isFloorOrCeil = floor_or_ceil != 0
     if iterations != 0 { options.iterations = Int(iterations) }
+    if let folder = cache { options.cacheFolder = try text(folder, "cache") }
     return options
   }
 

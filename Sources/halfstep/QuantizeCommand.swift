@@ -52,6 +52,15 @@ struct QuantizeCommand: ParsableCommand {
   @Flag(help: "Correct biases for what rounding to nearest does to the means of outputs.")
   var correctBiases: Bool = false
 
+  @Flag(help: "Round, or correct biases, by what batch norms let expect instead of the data.")
+  var dataFree: Bool = false
+
+  @Option(
+    help: ArgumentHelp(
+      "Folder that keeps what rounding made of each layer, so that a later run resumes.",
+      valueName: "folder"), completion: .directory)
+  var roundingCache: String?
+
   @Option(help: ArgumentHelp("Version of the encodings: 0.6.1, 1.0.0 or 2.0.0."))
   var encodings: String = EncodingsVersion.v1_0_0.rawValue
 
@@ -71,6 +80,12 @@ struct QuantizeCommand: ParsableCommand {
     if round != .nearest && correctBiases {
       throw usage(
         "--correct-biases is for --round nearest; other methods correct biases themselves")
+    }
+    if dataFree && round == .nearest && !correctBiases {
+      throw usage("--data-free is for --round and --correct-biases")
+    }
+    if dataFree && (round == .adaround || round == .seqMSE) {
+      throw usage("--data-free is for --round gram and auto; other methods need the data")
     }
     let version = try attempt(.configuring) { () throws(HalfstepError) in
       try EncodingsVersion(text: encodings)
@@ -119,6 +134,8 @@ struct QuantizeCommand: ParsableCommand {
     case .adaround: options.method = .gradient
     case .seqMSE: options.method = .sequentialMSE
     }
+    options.cacheFolder = roundingCache
+    let data = dataFree ? nil : inputs
     let report = try attempt(.reading) { () throws(HalfstepError) in
       let tell = { (completed: Int, total: Int) in
         if !quiet {
@@ -127,8 +144,8 @@ struct QuantizeCommand: ParsableCommand {
         return !Interruption.isRequested
       }
       return round == .nearest
-        ? try network.correctBiases(data: inputs, options: options, progress: tell)
-        : try network.adaround(data: inputs, options: options, progress: tell)
+        ? try network.correctBiases(data: data, options: options, progress: tell)
+        : try network.adaround(data: data, options: options, progress: tell)
     }
     let better = report.layers.count { $0.noiseAfter < $0.noiseBefore }
     note("rounded \(report.layers.count) layers, \(better) better than to nearest")

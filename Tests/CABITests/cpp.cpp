@@ -69,6 +69,8 @@ int main(int, char **arguments) {
     CHECK(layers.size() == 4 && done == 4 && layers[0].bits == 4 && layers[0].layer == "stem");
     for (const auto &layer : layers) CHECK(layer.noise_after <= layer.noise_before);
     CHECK(rounded.correct_biases(some).size() == 4);
+    CHECK(rounded.correct_biases().size() == 4);
+    CHECK(rounded.adaround(four).front().kept == "gram, data-free");
     for (const auto &[method, kept] :
          {std::pair(HS_ROUNDING_GRADIENT, "adaround"), {HS_ROUNDING_SEQUENTIAL_MSE, "seq-mse"}}) {
       Model other = moved.clone();

@@ -67,7 +67,7 @@ AT(hs_equalized_set, channel_counts, 16);
 AT(hs_equalized_set, layer_count, 24);
 AT(hs_equalized_set, factor_count, 32);
 
-SIZE(hs_rounding_options, 104);
+SIZE(hs_rounding_options, 112);
 AT(hs_rounding_options, struct_size, 0);
 AT(hs_rounding_options, method, 8);
 AT(hs_rounding_options, parameter_bits, 12);
@@ -84,6 +84,7 @@ AT(hs_rounding_options, floor_or_ceil, 80);
 AT(hs_rounding_options, iterations, 84);
 AT(hs_rounding_options, progress, 88);
 AT(hs_rounding_options, user_data, 96);
+AT(hs_rounding_options, cache, 104);
 
 SIZE(hs_rounded_layer, 48);
 AT(hs_rounded_layer, layer, 0);

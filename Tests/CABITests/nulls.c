@@ -256,6 +256,7 @@ static void test_algorithms(void) {
   REFUSED_OUT(rounding, hs_model_adaround, model, NULL, &data_view, 1, NULL, &rounding);
   REFUSED_OUT(rounding, hs_model_adaround, model, &input_name, NULL, 1, NULL, &rounding);
   REFUSED_OUT(rounding, hs_model_correct_biases, NULL, &input_name, &data_view, 1, NULL, &rounding);
+  CHECK_OK(hs_model_correct_biases(model, NULL, NULL, 0, NULL, NULL, NULL));  // without data
   CHECK_OK(hs_model_correct_biases(model, &input_name, &data_view, 1, NULL, NULL, NULL));
   CHECK_OK(hs_model_adaround(model, &input_name, &data_view, 1, NULL, &rounding, NULL));
   hs_tensors_free(data);

@@ -29,6 +29,12 @@ package struct AdaRoundRounder: LayerRounder {
     self.tolerance = tolerance
   }
 
+  package var identity: String? {
+    let own = "AdaRound \(options) \(tolerance) \(softness)"
+    guard let start else { return own }
+    return start.identity.map { "\(own) from \($0)" }
+  }
+
   package func round(_ problem: LayerProblem) throws(HalfstepError) -> LayerRounding {
     try options.validate()
     let first: LayerRounding

@@ -20,6 +20,8 @@ import HalfstepNumerics
 package struct EmpiricalBiasCorrection: LayerRounder, Sendable {
   package init() {}
 
+  package var identity: String? { "empirical bias correction" }
+
   package func round(_ problem: LayerProblem) throws(HalfstepError) -> LayerRounding {
     let rounded = try problem.nearest.fakeQuantize(problem.weight)
     let note = "nearest, bias corrected"
@@ -67,7 +69,9 @@ package struct EmpiricalBiasCorrection: LayerRounder, Sendable {
     }
     var best: (rounding: LayerRounding, noise: Double)?
     for share in Self.shares {
-      let bias = problem.bias.indices.map { Float(problem.bias[$0] + own[$0] + share * carried[$0]) }
+      let bias = problem.bias.indices.map {
+        Float(problem.bias[$0] + own[$0] + share * carried[$0])
+      }
       let candidate = LayerRounding(
         weight: rounded, encoding: problem.nearest, bias: bias, note: note)
       let noise = try problem.noise(of: candidate)

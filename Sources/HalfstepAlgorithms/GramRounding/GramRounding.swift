@@ -38,16 +38,20 @@ package struct GramRounding: LayerRounder, Sendable {
   package var options: Options
   package init(options: Options = Options()) { self.options = options }
 
+  package var identity: String? { "Gram rounding \(options)" }
+
   package func round(_ problem: LayerProblem) throws(HalfstepError) -> LayerRounding {
     let statistics = try Self.statistics(of: problem)
-    let scales = try LayerScales(problem)
+    let weights = problem.weights
     let isWide = problem.layer.layout.columns > options.widestChoice
     var best: (rounding: LayerRounding, noise: Double)?
     func attempt(_ index: Int) throws(HalfstepError) -> Bool {
       guard options.shrinkages.indices.contains(index) else { return false }
       let rounding: LayerRounding
       do throws(HalfstepError) {
-        rounding = try solve(problem, statistics, scales, options.shrinkages[index])
+        rounding = try solve(
+          weights, statistics, shrinkage: options.shrinkages[index],
+          note: Self.note(options.shrinkages[index]))
       } catch {
         // Moments whose means dwarf what is around them may need more on the diagonal.
         if error.code == .numericFailure { return best == nil }
@@ -156,31 +160,32 @@ package struct GramRounding: LayerRounder, Sendable {
 
   // MARK: Solving
 
-  /// Rounds with given shrinkages.
-  private func solve(
-    _ problem: LayerProblem, _ statistics: GramStatistics, _ scales: LayerScales,
-    _ shrinkage: (gram: Double, correction: Double)
+  /// Rounds with given moments and shrinkages.
+  func solve(
+    _ layer: LayerWeights, _ statistics: some RowMoments,
+    shrinkage: (gram: Double, correction: Double), note: String
   ) throws(HalfstepError) -> LayerRounding {
-    let layout = problem.layer.layout
-    let isCentered = problem.canChangeBias && options.correctsBias
-    let matrices = try problem.weight.withFloats { (values) throws(HalfstepError) in
+    let layout = layer.layout
+    let scales = try LayerScales(layer)
+    let isCentered = layer.canChangeBias && options.correctsBias
+    let matrices = try layer.weight.withFloats { (values) throws(HalfstepError) in
       (0..<layout.groups).map { layout.matrix(of: values, group: $0) }
     }
     let solvers = try Self.map(layout.groups) { (group) throws(HalfstepError) in
       try GramSolver(
         weight: matrices[group], gram: statistics.gram(group: group, isCentered: isCentered),
         cross: options.correctsTarget
-          ? statistics.cross(group: group, isCentered: isCentered) : nil,
+          ? statistics.correction(group: group, isCentered: isCentered) : nil,
         columns: layout.columns, shrinkage: shrinkage.gram,
         correctionShrinkage: shrinkage.correction, isFloorOrCeil: options.isFloorOrCeil)
     }
-    let searched = try search(solvers, scales, bits: problem.spec.bits)
+    let searched = try search(solvers, scales, bits: layer.spec.bits)
     try Self.each(solvers) { (group, solver) throws(HalfstepError) in
       let grid = searched.grid(group)
       try solver.begin(solver.feedback(grid).codes, grid)
     }
     try refine(solvers, scales)
-    return try assemble(problem, statistics, scales, solvers, matrices, shrinkage)
+    return try assemble(layer, statistics, scales, solvers, matrices, note)
   }
 
   /// Alternates scale refits and descent, then searches short rows.
@@ -268,13 +273,12 @@ package struct GramRounding: LayerRounder, Sendable {
 
   /// Puts codes, scales and means together.
   private func assemble(
-    _ problem: LayerProblem, _ statistics: GramStatistics, _ scales: LayerScales,
-    _ solvers: [GramSolver], _ matrices: [[Float]],
-    _ shrinkage: (gram: Double, correction: Double)
+    _ layer: LayerWeights, _ statistics: some RowMoments, _ scales: LayerScales,
+    _ solvers: [GramSolver], _ matrices: [[Float]], _ note: String
   ) throws(HalfstepError) -> LayerRounding {
-    let layout = problem.layer.layout
-    var weight = try Tensor(uninitialized: .float32, shape: problem.weight.shape)
-    var bias = problem.bias
+    let layout = layer.layout
+    var weight = try Tensor(uninitialized: .float32, shape: layer.weight.shape)
+    var bias = layer.bias
     var final = scales
     for (group, solver) in solvers.enumerated() {
       let rounded = solver.result()
@@ -291,15 +295,15 @@ package struct GramRounding: LayerRounder, Sendable {
           let float = Double(matrices[group][index])
           sum += float * (mean[column] + shift[column]) - Double(rounded[index]) * mean[column]
         }
-        bias[group * layout.outputsPerGroup + row] += problem.alpha * sum
+        bias[group * layout.outputsPerGroup + row] += layer.alpha * sum
       }
     }
     let encoding = try final.encoding()
-    let changesBias = options.correctsBias && problem.canChangeBias
+    let changesBias = options.correctsBias && layer.canChangeBias
     return LayerRounding(
       // What the encoding makes of the weights, to the last bit.
       weight: try encoding.fakeQuantize(weight), encoding: encoding,
-      bias: changesBias ? bias.map { Float($0) } : nil, note: Self.note(shrinkage))
+      bias: changesBias ? bias.map { Float($0) } : nil, note: note)
   }
 
   // MARK: Loops
@@ -338,5 +342,23 @@ package struct GramRounding: LayerRounder, Sendable {
     _ body: () throws(HalfstepError) -> Result
   ) -> Swift.Result<Result, HalfstepError> {
     do throws(HalfstepError) { return .success(try body()) } catch { return .failure(error) }
+  }
+}
+
+/// Second moments of a layer's rows, seen or expected.
+protocol RowMoments {
+  /// Mean of x, `[columns]`.
+  func mean(group: Int) -> [Double]
+  /// Mean of the float network's rows less x, `[columns]`.
+  func differenceMean(group: Int) -> [Double]
+  /// The mean of x·xᵀ, `[columns, columns]`, around the means if they are left to the bias.
+  func gram(group: Int, isCentered: Bool) -> [Double]
+  /// The mean of d·xᵀ, alike; nil if nothing differs.
+  func correction(group: Int, isCentered: Bool) -> [Double]?
+}
+
+extension GramStatistics: RowMoments {
+  func correction(group: Int, isCentered: Bool) -> [Double]? {
+    cross(group: group, isCentered: isCentered)
   }
 }

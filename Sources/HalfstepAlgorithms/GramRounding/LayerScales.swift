@@ -19,19 +19,19 @@ struct LayerScales: Sendable {
   /// Starts from scales that cover the weights.
   ///
   /// - Throws: `HalfstepError.invalidArgument` if scales run along neither rows nor blocks of columns.
-  init(_ problem: LayerProblem) throws(HalfstepError) {
-    let layout = problem.layer.layout
-    base = try Encoding.make(for: problem.weight, spec: problem.spec, scheme: .minMax)
+  init(_ layer: LayerWeights) throws(HalfstepError) {
+    let layout = layer.layout
+    base = try Encoding.make(for: layer.weight, spec: layer.spec, scheme: .minMax)
     self.layout = layout
     scales = base.scales
-    let places = try GroupLayout(problem.spec.granularity, shape: problem.weight.shape)
+    let places = try GroupLayout(layer.spec.granularity, shape: layer.weight.shape)
     var owners = [Int32](repeating: 0, count: places.elementCount)
     for index in 0..<places.runCount {
       let run = places.run(index)
       for element in run.offset..<run.offset + run.count { owners[element] = Int32(run.group) }
     }
     var blockColumns = layout.columns
-    if case .perBlock(_, _, let size) = problem.spec.granularity {
+    if case .perBlock(_, _, let size) = layer.spec.granularity {
       blockColumns = min(size, layout.inputsPerGroup) * layout.spatial
     }
     self.blockColumns = blockColumns
@@ -55,8 +55,8 @@ struct LayerScales: Sendable {
     guard isRegular else {
       throw HalfstepError(
         .invalidArgument,
-        "node '\(problem.node.label)': scales along input channels cannot be rounded layer by layer",
-        node: problem.node.label)
+        "node '\(layer.label)': scales along input channels cannot be rounded layer by layer",
+        node: layer.label)
     }
     self.indices = indices
   }

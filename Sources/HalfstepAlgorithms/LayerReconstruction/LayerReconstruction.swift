@@ -37,6 +37,8 @@ package struct LayerReconstruction: Sendable {
     package var seed: UInt64 = 0
     /// Whether the graph gets the rounded weights; otherwise only the biases that go with them.
     package var writesWeights = true
+    /// Folder in which results of layers are kept, so that a later run resumes; nil for none.
+    package var cacheFolder: String?
     /// What candidates for a layer are compared by.
     package var validation: Validation = .layer
 
@@ -119,6 +121,11 @@ package struct LayerReconstruction: Sendable {
       rest: try rest(source, simulation))
     var result = source
     var names = NameAllocator(source)
+    let cache = try options.cacheFolder.map { (folder) throws(HalfstepError) in
+      try RoundingCache(folder: folder)
+    }
+    // What candidates are compared with belongs to the key, and so do the layers before.
+    var network = cache != nil && walk.rest != nil ? try Self.hash(of: source, data) : nil
     func tell(_ fraction: Double) throws(HalfstepError) {
       guard let progress else { return }
       let label = source.nodes[stops[max(walk.position, 0)].layer.node].label
@@ -134,8 +141,25 @@ package struct LayerReconstruction: Sendable {
       else { throw HalfstepError(.internalError, "rounding: '\(stop.weight)' has no grid") }
       let problem = try LayerProblem(
         walk, spec: quantizer.site.spec, nearest: nearest, options: options, report: tell)
-      let (rounding, row) = try better(problem, rounder)
-      report.layers.append(row)
+      var entry: RoundingCache.Entry?
+      var key: String?
+      if cache != nil, let identity = rounder.identity {
+        key = try RoundingCache.key(problem, method: identity, network: network)
+        if network != nil { network = key }
+      }
+      if let cache, let key { entry = cache.load(key, for: problem) }
+      let known: RoundingCache.Entry
+      if let entry {
+        known = entry
+      } else {
+        known = try better(problem, rounder)
+        if let cache, let key { try cache.store(key, known) }
+      }
+      let rounding = known.rounding
+      report.layers.append(
+        LayerReport(
+          layer: problem.node.label, weight: problem.weightName, bits: problem.spec.bits,
+          before: known.before, after: known.after, kept: rounding.note))
       let before = names
       for isResult in [false, true] {
         var fresh = before
@@ -251,12 +275,34 @@ package struct LayerReconstruction: Sendable {
     return grids
   }
 
+  /// A hash of a network and of the data.
+  private static func hash(
+    of graph: Graph, _ data: ReconstructionData
+  ) throws(HalfstepError) -> String {
+    var hash = ContentHash()
+    for node in graph.nodes {
+      hash.add("\(node.opType) \(node.inputs) \(node.outputs)")
+      for name in node.attributes.keys.sorted() {
+        if case .tensor(let value)? = node.attributes[name] { hash.add(value) }
+        hash.add("\(name) \(String(describing: node.attributes[name]))")
+      }
+    }
+    for name in graph.initializers.keys.sorted() {
+      hash.add(name)
+      if let value = graph.initializers[name] { hash.add(value) }
+    }
+    for chunk in data.chunks {
+      for name in chunk.keys.sorted() { if let value = chunk[name] { hash.add(value) } }
+    }
+    return hash.text
+  }
+
   // MARK: One layer
 
   /// Runs the method and keeps the better of its result and rounding to nearest.
   private func better(
     _ problem: LayerProblem, _ rounder: some LayerRounder
-  ) throws(HalfstepError) -> (LayerRounding, LayerReport) {
+  ) throws(HalfstepError) -> RoundingCache.Entry {
     let plain = try problem.nearest.fakeQuantize(problem.weight)
     var kept = LayerRounding(weight: plain, encoding: problem.nearest, note: "nearest")
     let before = try problem.noise(of: kept)
@@ -271,10 +317,7 @@ package struct LayerReconstruction: Sendable {
       kept = rounding
       after = noise
     }
-    let row = LayerReport(
-      layer: problem.node.label, weight: problem.weightName, bits: problem.spec.bits,
-      before: before, after: after, kept: kept.note)
-    return (kept, row)
+    return RoundingCache.Entry(rounding: kept, before: before, after: after)
   }
 }
 

@@ -39,8 +39,16 @@ extension LayerRounding {
 /// `LayerReconstruction` compares the result with rounding to nearest on rows that were held out and
 /// keeps the better.
 package protocol LayerRounder {
+  /// A text that says all that the result depends on besides the problem, so that results can be kept
+  /// for later runs; nil if they cannot.
+  var identity: String? { get }
+
   /// Rounds a layer.
   ///
   /// Must not depend on the number of threads. Call `problem.progress` now and then.
   func round(_ problem: LayerProblem) throws(HalfstepError) -> LayerRounding
+}
+
+extension LayerRounder {
+  package var identity: String? { nil }
 }

@@ -57,6 +57,8 @@ package struct SequentialMSERounder: LayerRounder {
   package var options: Options
   package init(options: Options = Options()) { self.options = options }
 
+  package var identity: String? { "sequential MSE \(options)" }
+
   package func round(_ problem: LayerProblem) throws(HalfstepError) -> LayerRounding {
     guard (1...1000).contains(options.candidates) else {
       throw HalfstepError(

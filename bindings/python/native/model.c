@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The Model type: a handle on hs_model.
+#include <string.h>
+
 #include "core.h"
 
 typedef struct model_object {
@@ -464,16 +466,16 @@ typedef hs_status (*round_fn)(hs_model *model, const char *const *names,
 static PyObject *round_with(PyObject *object, PyObject *args, round_fn round) {
   model_object *self = (model_object *)object;
   core_state *state = state_of(object);
-  PyObject *values, *configuration, *excluded, *callable;
+  PyObject *values, *configuration, *excluded, *callable, *cache;
   Py_ssize_t maximum_rows, maximum_bytes;
   unsigned long long seed;
   hs_rounding_options options;
   hs_rounding_options_init(&options);
   int method, parameter_bits, activation_bits, scheme, floor_or_ceil, iterations;
-  if (!PyArg_ParseTuple(args, "OiiiidOO!nnKpiO:adaround", &values, &method, &parameter_bits,
+  if (!PyArg_ParseTuple(args, "OiiiidOO!nnKpiOO:adaround", &values, &method, &parameter_bits,
                         &activation_bits, &scheme, &options.percentile, &configuration,
                         &PyTuple_Type, &excluded, &maximum_rows, &maximum_bytes, &seed,
-                        &floor_or_ceil, &iterations, &callable)) {
+                        &floor_or_ceil, &iterations, &cache, &callable)) {
     return NULL;
   }
   options.method = method;
@@ -489,12 +491,17 @@ static PyObject *round_with(PyObject *object, PyObject *args, round_fn round) {
     options.configuration = utf8_of(configuration, "config");
     if (!options.configuration) return NULL;
   }
+  if (cache != Py_None) {
+    options.cache = utf8_of(cache, "cache");
+    if (!options.cache) return NULL;
+  }
   names excluded_layers;
   if (names_acquire(excluded, &excluded_layers) < 0) return NULL;
   options.excluded_layers = excluded_layers.texts;
   options.excluded_layer_count = excluded_layers.count;
   inputs inputs;
-  if (inputs_acquire(state, values, &inputs) < 0) {
+  memset(&inputs, 0, sizeof inputs);
+  if (values != Py_None && inputs_acquire(state, values, &inputs) < 0) {
     names_release(&excluded_layers);
     return NULL;
   }

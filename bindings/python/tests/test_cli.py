@@ -89,6 +89,25 @@ def test_encodings_are_those_of_python(folder, case):
     assert (out / "net.onnx").read_bytes() == (folder / "python/net.onnx").read_bytes()
 
 
+def test_rounding_without_data_and_with_a_cache(folder):
+    command = ("quantize", folder / "net.onnx", "--calibration", folder / "x.npy", "--weights", "4")
+    files = []
+    for number, options in enumerate(
+        (
+            ("--round", "auto", "--data-free"),
+            ("--correct-biases", "--data-free"),
+            ("--round", "auto", "--rounding-cache", folder / "cache"),
+            ("--round", "auto", "--rounding-cache", folder / "cache"),
+        )
+    ):
+        out = folder / f"out{number}"
+        run(*command, *options, "-o", out)
+        files.append([(out / name).read_bytes() for name in ("net.onnx", "net.encodings")])
+    assert files[2] == files[3]
+    assert len({file[0] for file in files}) == 3
+    assert any((folder / "cache").iterdir())
+
+
 @pytest.mark.parametrize("version", ["0.6.1", "1.0.0", "2.0.0"])
 def test_versions_and_qdq(folder, version):
     out = folder / "out"
@@ -344,6 +363,11 @@ USAGE = [
     ["quantize", "net.onnx", "--calibration", "x.npy", "-o", "out", "--percentile", "99"],
     ["quantize", "net.onnx", "--calibration", "x.npy", "-o", "out", "--encodings", "3"],
     ["quantize", "net.onnx", "--calibration", "x.npy", "-o", "out", "--batch-size", "0"],
+    ["quantize", "net.onnx", "--calibration", "x.npy", "-o", "out", "--data-free"],
+    [
+        *("quantize", "net.onnx", "--calibration", "x.npy", "-o", "out"),
+        *("--data-free", "--round", "adaround"),
+    ],
     [
         "quantize",
         "net.onnx",

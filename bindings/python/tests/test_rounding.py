@@ -119,3 +119,43 @@ def test_cancelled_and_refused_runs_leave_the_model(model, data):
     with pytest.raises(halfstep.NonFiniteValueError):
         model.adaround(broken)
     assert model.to_bytes() == before
+
+
+def test_without_data_weights_are_compensated_and_biases_corrected(model, data):
+    before = model.initializers
+    corrected = model.copy()
+    layers = corrected.correct_biases(None, param_bits=4)
+    assert any(layer.kept == "nearest, bias corrected analytically" for layer in layers)
+    for layer in layers:
+        assert np.array_equal(before[layer.weight], corrected.initializers[layer.weight])
+    rounded = model.copy()
+    layers = rounded.adaround(None, param_bits=4)
+    assert any(layer.kept == "gram, data-free" for layer in layers)
+    assert all(layer.noise_after <= layer.noise_before for layer in layers)
+    assert {
+        halfstep.QuantizationSimModel(rounded).encoding(layer.weight).bits for layer in layers
+    } == {4}
+    with pytest.raises(halfstep.EmptyStatisticsError, match="gradient"):
+        model.adaround(None, method="gradient")
+    plain = halfstep.Model.load(model.to_bytes())
+    with pytest.raises(halfstep.EmptyStatisticsError, match="batch norm"):
+        plain.correct_biases(None)
+
+
+def test_a_cancelled_run_resumes_from_its_cache(model, data, tmp_path):
+    whole = model.copy()
+    layers = whole.adaround(data)
+    cache = tmp_path / "cache"
+    part = model.copy()
+    with pytest.raises(halfstep.CancelledError):
+        part.adaround(data, cache=cache, progress=lambda done, total: done < 2)
+    kept = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert len(kept) == 2
+    part.adaround(data, cache=cache)
+    assert part.to_bytes() == whole.to_bytes()
+    after = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert kept.items() <= after.items()
+    assert len(after) == len(layers)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(halfstep.FileAccessError, match="cache"):
+        model.adaround(data, cache=tmp_path / "file" / "cache")

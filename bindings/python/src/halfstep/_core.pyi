@@ -37,7 +37,7 @@ class Model:
     ) -> tuple[int, list[tuple[tuple[str, ...], tuple[bytes, ...]]]]: ...
     def adaround(
         self,
-        inputs: dict[str, Buffer],
+        inputs: dict[str, Buffer] | None,
         method: int,
         parameter_bits: int,
         activation_bits: int,
@@ -50,12 +50,13 @@ class Model:
         seed: int,
         floor_or_ceil: bool,
         iterations: int,
+        cache: str | None,
         progress: Callable[[int, int], object] | None,
         /,
     ) -> list[tuple[str, str, int, float, float, str]]: ...
     def correct_biases(
         self,
-        inputs: dict[str, Buffer],
+        inputs: dict[str, Buffer] | None,
         method: int,
         parameter_bits: int,
         activation_bits: int,
@@ -68,6 +69,7 @@ class Model:
         seed: int,
         floor_or_ceil: bool,
         iterations: int,
+        cache: str | None,
         progress: Callable[[int, int], object] | None,
         /,
     ) -> list[tuple[str, str, int, float, float, str]]: ...

@@ -401,7 +401,7 @@ class Model:
 
     def adaround(
         self,
-        data: Mapping[str, Any] | Any,
+        data: Mapping[str, Any] | Any | None,
         param_bits: int = 4,
         method: str = "auto",
         config: str | os.PathLike[str] | None = None,
@@ -415,6 +415,7 @@ class Model:
         seed: int = 0,
         floor_or_ceil: bool = False,
         iterations: int | None = None,
+        cache: str | os.PathLike[str] | None = None,
         progress: bool | Progress = False,
     ) -> tuple[RoundedLayer, ...]:
         """Round weights so that the network's outputs change least, with unlabeled data.
@@ -427,8 +428,10 @@ class Model:
 
         Parameters
         ----------
-        data : array, dict of str to array, or iterable of these
-            Inputs, ``[N, ...]`` each; how they are batched does not matter.
+        data : array, dict of str to array, iterable of these, or None
+            Inputs, ``[N, ...]`` each; how they are batched does not matter. None rounds by what
+            folded batch norms let expect of layers' inputs, so that errors within kernels and rows
+            cancel: better than to nearest, far from what a few dozen samples give.
         param_bits : int
             Width of weights, 2 to 16.
         method : str
@@ -458,6 +461,10 @@ class Model:
         iterations : int or None
             Steps of ``"gradient"`` for each layer; None means AIMET's 10,000 for 8 bits and more,
             15,000 below.
+        cache : str, path or None
+            Folder, made if it is not there, in which the result of each layer is kept under a hash
+            of all that it depends on: a cancelled run goes on where it ended, and one with another
+            option redoes only the layers that it changes. Nothing is ever removed.
         progress : bool or callable
             True shows a bar on a terminal if tqdm is installed. A callable gets the number of
             layers done and in all, and cancels by returning False or raising; the model is then
@@ -510,6 +517,7 @@ class Model:
             seed,
             floor_or_ceil,
             0 if iterations is None else iterations,
+            cache,
         )
         if iterations is not None and not 1 <= iterations < 2**31:
             raise InvalidArgumentError(f"iterations: expected 1 or more, got {iterations}")
@@ -517,7 +525,7 @@ class Model:
 
     def correct_biases(
         self,
-        data: Mapping[str, Any] | Any,
+        data: Mapping[str, Any] | Any | None,
         param_bits: int = 8,
         config: str | os.PathLike[str] | None = None,
         *,
@@ -528,6 +536,7 @@ class Model:
         max_rows: int = 1 << 15,
         max_bytes: int = 1 << 26,
         seed: int = 0,
+        cache: str | os.PathLike[str] | None = None,
         progress: bool | Progress = False,
     ) -> tuple[RoundedLayer, ...]:
         """Correct biases for what rounding weights to nearest does to the means of outputs.
@@ -538,8 +547,9 @@ class Model:
 
         Parameters
         ----------
-        data : array, dict of str to array, or iterable of these
-            Inputs, ``[N, ...]`` each; how they are batched does not matter.
+        data : array, dict of str to array, iterable of these, or None
+            Inputs, ``[N, ...]`` each; how they are batched does not matter. None corrects
+            analytically: the means of layers' inputs are those that folded batch norms let expect.
         param_bits : int
             Width that weights will have, 2 to 16.
         config : str, path or None
@@ -559,6 +569,10 @@ class Model:
             Bytes of activations held in memory; more goes to a temporary file.
         seed : int
             Decides which rows are drawn.
+        cache : str, path or None
+            Folder, made if it is not there, in which the result of each layer is kept under a hash
+            of all that it depends on: a cancelled run goes on where it ended, and one with another
+            option redoes only the layers that it changes. Nothing is ever removed.
         progress : bool or callable
             True shows a bar on a terminal if tqdm is installed. A callable gets the number of
             layers done and in all, and cancels by returning False or raising; the model is then
@@ -609,6 +623,7 @@ class Model:
             seed,
             False,
             0,
+            cache,
         )
         return round_model(
             self._handle.correct_biases, "correcting biases", self.inputs, data, settings, progress

@@ -48,6 +48,7 @@ class Settings(NamedTuple):
     seed: int
     floor_or_ceil: bool
     iterations: int
+    cache: str | os.PathLike[str] | None
 
 
 def _joined(data: Any, infos: tuple[Any, ...]) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def round_model(
         if not 1 <= value < 2**62 or (name in widths and value > 32):
             raise InvalidArgumentError(f"{name}: expected 1 or more, got {value}")
     config = None if settings.config is None else os.fspath(settings.config)
-    values = _joined(data, infos)
+    values = None if data is None else _joined(data, infos)
     with Reporter(progress, what, "layer") as report:
         rows = method(
             values,
@@ -107,6 +108,7 @@ def round_model(
             settings.seed & (2**64 - 1),
             settings.floor_or_ceil,
             settings.iterations,
+            None if settings.cache is None else os.fspath(settings.cache),
             report,
         )
     return tuple(RoundedLayer(*row) for row in rows)
