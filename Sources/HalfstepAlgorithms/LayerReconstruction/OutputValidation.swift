@@ -57,9 +57,11 @@ final class OutputValidation {
     }
     var written: Set<String> = []
     var read: Set<String> = []
-    for position in own {
+    for position in own { written.formUnion(graph.nodes[position].outputs) }
+    // Constants among them may be shapes of tensors that are live.
+    let nodes = _Cuts.withConstants(own, graph, walk.index, cuts.isDynamic)
+    for position in nodes {
       read.formUnion(graph.nodes[position].inputs + graph.nodes[position].capturedInputs)
-      written.formUnion(graph.nodes[position].outputs)
     }
     chunks = Self.chunks(of: walk.data)
     wanted = try walk.floatOutputs(chunks)
@@ -71,7 +73,7 @@ final class OutputValidation {
     restInputs = inputs
     readsLayer = read.contains(layer.output)
     var segment = _Cuts.Segment()
-    segment.nodes = _Cuts.withConstants(own, graph, walk.index, cuts.isDynamic)
+    segment.nodes = nodes
     segment.inputs = restInputs + (readsLayer ? [layer.output] : [])
     segment.outputs = names.filter(written.contains)
     self.rest =

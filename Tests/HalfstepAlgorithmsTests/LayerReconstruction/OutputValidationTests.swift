@@ -68,6 +68,26 @@ import Testing
     }
   }
 
+  /// Shapes of tensors from before a layer may be asked for behind it.
+  @Test func shapesOfEarlierTensorsAreKnownBehindALayer() throws {
+    var graph = try TextGraph.make(
+      [
+        "a = Conv(x, wa[4,3,3,3]) pads=1,1,1,1", "b = Conv(a, wb[4,4,1,1])", "h = Shape(a)",
+        "r = Reshape(b, h)", "p = GlobalAveragePool(r)", "f = Flatten(p)", "y = MatMul(f, wy[4,3])",
+      ], inputs: [("x", [-1, 3, 8, 8])])
+    var options = try LayerWalkTests.options()
+    options.validation = .outputs(isQuantized: true)
+    options.writesWeights = false
+    let report = try LayerReconstruction(options: options).apply(
+      to: &graph, batches: [["x": try LayerWalkTests.data(8)]],
+      rounder: EmpiricalBiasCorrection())
+    #expect(report.layers.count == 3)
+    // Noise of the layer's own output, which is what remains if no output tells, would differ.
+    for (one, next) in zip(report.layers, report.layers.dropFirst()) {
+      #expect(abs(next.before - one.after) <= 1e-3 * one.after)
+    }
+  }
+
   /// Channel 0 is read with weight zero. A candidate that repairs it and spoils channel 1 a little has
   /// less error of its own than rounding to nearest, but more at the output.
   @Test(arguments: [false, true]) func outputsDecideIfTheyAreAskedFor(_ byOutputs: Bool) throws {
