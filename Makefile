@@ -147,10 +147,11 @@ test-python: python venv-test venv-aimet ## Run the Python tests, the command-li
 	HALFSTEP_AIMET_PYTHON='$(CURDIR)/$(AIMET_VENV)/bin/python' \
 	  $(VENV)/bin/python -m pytest -q bindings/python
 
-test-keras: build venv-keras ## Run the tests of halfstep.keras, with TensorFlow
+test-keras: build venv-keras venv-test ## Run the tests of halfstep.keras, with TensorFlow
 	HALFSTEP_LIBRARY='$(CURDIR)/$(BUILD)/libHalfstepC.so' \
 	  $(KERAS_VENV)/bin/pip install -q --disable-pip-version-check ./bindings/python
-	$(KERAS_VENV)/bin/python -m pytest -q bindings/python/tests/keras
+	HALFSTEP_TORCH_PYTHON='$(CURDIR)/$(VENV)/bin/python' \
+	  $(KERAS_VENV)/bin/python -m pytest -q bindings/python/tests/keras
 
 test-qnn: build venv-qnn ## Run the tests on Qualcomm's converter and emulator
 	HALFSTEP_LIBRARY='$(CURDIR)/$(BUILD)/libHalfstepC.so' \

@@ -68,6 +68,38 @@ import Testing
     #expect(graph.nodes.count == 4)
   }
 
+  @Test(arguments: [
+    ("constant", [0, -1], true), ("constant", [-1, 2], true), ("constant", [1, 2, 1], false),
+    ("constant", [2, 1], false), ("computed", [], true), ("computed for an addition", [], false),
+  ])
+  func pixelsAreFlattenedByReshape(_ kind: String, _ target: [Int64], _ isNeighbor: Bool) throws {
+    var b = GraphBuilder(shape: [1, 1, 2, 2])
+    try b.constant("w1", [-8, 0.5], [2, 1, 1, 1])
+    b.node("Conv", ["x", "w1"], "conv")
+    b.node("GlobalAveragePool", ["conv"], "pooled")
+    if kind == "constant" {
+      b.graph.initializers["shape"] = try Tensor(target)
+    } else {
+      b.graph.initializers["two"] = try Tensor([2] as [Int64])
+      b.node("Shape", ["x"], "shape0", ["end": .int(1)])
+      b.node("Concat", ["shape0", "two"], "shape", ["axis": .int(0)])
+    }
+    b.node("Reshape", ["pooled", "shape"], "flat")
+    try b.constant("w2", [2, -2], [2, 1])
+    let rest = kind == "computed for an addition" ? b.node("Add", ["flat", "flat"], "sum") : "flat"
+    if target == [1, 2, 1] {
+      b.node("Relu", [rest], "y")
+    } else if target == [2, 1] {
+      try b.constant("w3", [3], [1, 1])
+      b.node("Gemm", [rest, "w3"], "y")
+    } else {
+      b.node("Gemm", [rest, "w2"], "y")
+    }
+    var graph = try b.finish("y")
+    try CrossLayerEqualization().apply(to: &graph)
+    #expect(try floats(graph, "w1") == (isNeighbor ? [-4, 1] : [-8, 0.5]))
+  }
+
   @Test func clipEndsTheChainWhereMinDoesNotBroadcast() throws {
     var b = try pair([-8, 0.5], [2, -2], activation: "Clip", opset: 7)
     b.graph.update(at: 1) { node in

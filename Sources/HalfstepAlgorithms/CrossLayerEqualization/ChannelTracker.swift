@@ -25,6 +25,8 @@ struct ChannelTracker {
     var axis: Axis
     /// Whether each channel stands for as many neighboring features as the reader has to say.
     var isFlattened = false
+    /// Whether every picture is known to be one pixel.
+    var isPixel = false
   }
 
   /// A layer with the channels that it reads and writes; none if they are unknown.
@@ -168,9 +170,11 @@ struct ChannelTracker {
       tensors[output] = channels
       return true
     case "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool":
-      guard let channels = tensors[source], channels.axis == .second else { return false }
+      guard var channels = tensors[source], channels.axis == .second else { return false }
+      channels.isPixel = node.opType.hasPrefix("Global")
       tensors[output] = channels
       return true
+    case "Reshape": return passReshape(node, source, output)
     case "Flatten":
       guard var channels = tensors[source], channels.axis == .second, !channels.isFlattened,
         (node.intAttribute("axis") ?? 1) == 1
@@ -201,6 +205,33 @@ struct ChannelTracker {
     else { return false }
     let keeps = node.opType == "ReduceMean" && (node.intAttribute("keepdims") ?? 1) != 0
     channels.axis = keeps ? .second : .both
+    channels.isPixel = keeps
+    tensors[output] = channels
+    return true
+  }
+
+  /// A Reshape that makes rows of pixels, as newer exporters flatten: with one value for each channel,
+  /// rows stay apart whatever number of rows the shape asks for.
+  private mutating func passReshape(_ node: Node, _ source: String, _ output: String) -> Bool {
+    guard var channels = tensors[source], channels.axis == .second, channels.isPixel,
+      let name = node.input(1)
+    else { return false }
+    let count = channels.ids.count
+    if let shape = graph.constant(name, index) {
+      guard let target = try? shape.integers(), target.count == 2,
+        target[1] == count || (target[1] == -1 && target[0] == 0)
+      else { return false }
+    } else if let declared = graph.valueInfos[output]?.dimensions {
+      guard declared.count == 2, declared[1] == .fixed(count) else { return false }
+    } else {
+      // The reader tells: its weight has as many rows as there are channels, or it is no neighbor.
+      let uses = index.uses[output] ?? []
+      guard !index.outputs.contains(output),
+        uses.allSatisfy({ $0.input == 0 && graph.nodes[$0.node].isOperator("Gemm") })
+      else { return false }
+    }
+    channels.axis = .both
+    channels.isPixel = false
     tensors[output] = channels
     return true
   }

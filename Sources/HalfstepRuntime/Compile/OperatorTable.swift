@@ -37,7 +37,7 @@ enum OperatorTable {
     for group in [
       convolutionOperators, poolingOperators, matrixOperators, normalizationOperators,
       activationOperators, arithmeticOperators, reductionOperators, viewOperators,
-      movementOperators, constantOperators, quantizationOperators,
+      movementOperators, constantOperators, quantizationOperators, recurrentOperators,
     ] {
       table.merge(group) { first, _ in first }
     }
@@ -45,5 +45,7 @@ enum OperatorTable {
   }()
 
   /// How many outputs a builder provides, where that is not 1.
-  private static let outputLimits: [String: Int] = ["Split": .max]
+  private static let outputLimits: [String: Int] = [
+    "Split": .max, "RNN": 2, "GRU": 2, "LSTM": 3,
+  ]
 }

@@ -167,9 +167,11 @@ def test_nested_models_and_shared_layers_keep_their_names():
 
 def test_one_error_names_all_layers_that_cannot_be_described():
     source = keras.Input((6, 8))
-    x = layers.LSTM(4, return_sequences=True, name="memory")(source)
-    x = layers.GRU(4, name="gate")(x)
-    with pytest.raises(UnsupportedOperatorError, match=r"'memory' \(LSTM\).*'gate' \(GRU\)"):
+    x = layers.ConvLSTM1D(4, 1, return_sequences=True, name="memory")(source[..., None])
+    x = layers.GroupNormalization(2, name="groups")(x)
+    with pytest.raises(
+        UnsupportedOperatorError, match=r"'memory' \(ConvLSTM1D\).*'groups' \(GroupNormalization\)"
+    ):
         Network(keras.Model(source, layers.Dense(2)(x)))
 
 

@@ -8,7 +8,12 @@ import pytest
 from keras import layers, tree
 from networks import APPLICATIONS, application, error_of_range
 
-from halfstep.keras import QuantizationSimModel, equalize_model, fold_all_batch_norms
+from halfstep.keras import (
+    QuantizationSimModel,
+    QuantizedLayer,
+    equalize_model,
+    fold_all_batch_norms,
+)
 from halfstep.keras._network import Network
 
 #: Batch norms that nothing can take up: those before an activation that comes before the layer.
@@ -60,6 +65,22 @@ def placed(monkeypatch):
 
     monkeypatch.setattr(QuantizationSimModel, "_put", recording)
     return found
+
+
+@pytest.fixture
+def inside(monkeypatch):
+    """What quantizers inside of layers gave, by tensor, while layers run eagerly."""
+    given: dict[str, np.ndarray] = {}
+    quantize = QuantizedLayer._quantize
+
+    def recording(self, suffix, x):
+        result = quantize(self, suffix, x)
+        if suffix in self._suffixes and hasattr(result, "numpy"):
+            given[f"{self.name}/{suffix}"] = result.numpy()
+        return result
+
+    monkeypatch.setattr(QuantizedLayer, "_quantize", recording)
+    return given
 
 
 def in_kerass_order(sim, tensor, value, shape):
@@ -132,19 +153,20 @@ def forced_in_onnxruntime(path, source, batch, theirs):
 
 
 @pytest.mark.parametrize("name", APPLICATIONS)
-@pytest.mark.filterwarnings("ignore:.*stay unquantized")
-def test_every_tensor_equals_the_engines_and_onnxruntimes(name, tmp_path, placed, capsys):
+@pytest.mark.filterwarnings("error:.*stay unquantized")
+def test_every_tensor_equals_the_engines_and_onnxruntimes(name, tmp_path, placed, inside, capsys):
     model, batch = application(name)
     folded, _ = fold_all_batch_norms(model)
     sim = QuantizationSimModel(folded)
     sim.compute_encodings(batch)
     engine = sim.engine()
     source, output = sim._network.inputs[0], sim._network.outputs[0]
-    # A variable that is multiplied by or added, such as LayerScale's, counts as computed there.
+    # A constant that is multiplied by or added, such as LayerScale's, counts as computed there.
+    constants = sim._network.parameters.keys() | sim._network.builder.constants.keys()
     computed = [
         one.tensor
         for one in engine.quantizers
-        if one.is_enabled and not one.is_parameter and one.tensor not in sim._network.parameters
+        if one.is_enabled and not one.is_parameter and one.tensor not in constants
     ]
     means = {out for n in sim._network.builder.nodes if n.op == "AveragePool" for out in n.outputs}
     theirs = engine.run({source: batch}, extra_outputs=[n for n in computed if n != output])
@@ -152,14 +174,18 @@ def test_every_tensor_equals_the_engines_and_onnxruntimes(name, tmp_path, placed
 
     # Teacher forcing: every layer works on the engine's tensors, so that what is compared is one
     # layer, not what a network of random weights makes of single steps further up.
+    ours = forced_in_keras(sim, placed, batch, theirs)
+    for tensor in inside.keys() - constants:
+        value = inside[tensor]
+        ours[tensor] = value, in_kerass_order(sim, tensor, theirs[tensor], value.shape)
     for what, given in (
-        ("Keras", forced_in_keras(sim, placed, batch, theirs)),
+        ("Keras", ours),
         ("onnxruntime", forced_in_onnxruntime(tmp_path / "q.onnx", source, batch, theirs)),
     ):
         assert given.keys() == set(computed), what
         moved = total = 0
-        for tensor, (ours, want) in given.items():
-            off = np.rint(np.abs(ours - want) / sim.quantizer(tensor).grid()[0])
+        for tensor, (value, want) in given.items():
+            off = np.rint(np.abs(value - want) / sim.quantizer(tensor).grid()[0])
             assert off.max() <= 1, (what, tensor)
             if tensor in means:
                 # Means of four values on one grid: a quarter of the sums is half a step off it.

@@ -7,6 +7,7 @@
 >>> equalized = halfstep.keras.equalize_model(model)  # doctest: +SKIP
 """
 
+from .bn_reestimation import reestimate_bn_stats
 from .folding import equalize_model, fold_all_batch_norms
 from .layers import BoundedReLU
 from .quantizer import QuantizedLayer, Quantizer
@@ -24,4 +25,5 @@ __all__ = [
     "correct_bias",
     "equalize_model",
     "fold_all_batch_norms",
+    "reestimate_bn_stats",
 ]

@@ -25,6 +25,14 @@ def memory_of(variable: Any) -> np.ndarray:
     return np.asarray(memoryview(tf.convert_to_tensor(variable)))
 
 
+def _regrouped(value: np.ndarray, blocks: tuple[int, ...]) -> np.ndarray:
+    """Return the blocks of the last axis in another order."""
+    if blocks in ((), tuple(range(len(blocks)))):
+        return value
+    parts = value.reshape(*value.shape[:-1], len(blocks), -1)
+    return parts[..., list(blocks), :].reshape(value.shape)
+
+
 class Parameter(NamedTuple):
     """How a variable of a layer becomes a constant of the graph, and back."""
 
@@ -34,15 +42,26 @@ class Parameter(NamedTuple):
     order: tuple[int, ...]
     #: Shape of the constant.
     shape: tuple[int, ...]
+    #: Order in which the constant takes the blocks that the variable's last axis consists of.
+    blocks: tuple[int, ...] = ()
+    #: Zeros that the constant has behind the variable's elements.
+    zeros: int = 0
 
     def constant(self) -> np.ndarray:
         """Return the constant's present value, a view of the variable's where that is possible."""
-        return memory_of(self.variable).transpose(self.order).reshape(self.shape)
+        value = _regrouped(memory_of(self.variable), self.blocks).transpose(self.order)
+        if self.zeros:
+            value = np.concatenate([value.reshape(-1), np.zeros(self.zeros, value.dtype)])
+        return value.reshape(self.shape)
 
     def value(self, constant: Any) -> np.ndarray:
         """Return what the variable has to be for the constant to have this value."""
         full = tuple(self.variable.shape[axis] for axis in self.order)
-        return np.asarray(constant).reshape(full).transpose(np.argsort(self.order))
+        constant = np.asarray(constant)
+        if self.zeros:
+            constant = constant.reshape(-1)[: -self.zeros]
+        value = constant.reshape(full).transpose(np.argsort(self.order))
+        return _regrouped(value, tuple(int(one) for one in np.argsort(self.blocks)))
 
 
 class Node(NamedTuple):
@@ -122,18 +141,20 @@ class Builder:
         suffix: str,
         order: Sequence[int] | None = None,
         shape: Sequence[int] | None = None,
+        blocks: tuple[int, ...] = (),
+        zeros: int = 0,
     ) -> str:
         """Bind a variable of the present layer and return the name of the constant."""
         order = tuple(range(len(variable.shape))) if order is None else tuple(order)
         full = tuple(int(variable.shape[axis]) for axis in order)
         shape = full if shape is None else tuple(int(n) for n in shape)
         for name, known in self.parameters.items():
-            if known.variable is variable and (known.order, known.shape) == (order, shape):
+            if known.variable is variable and known[1:] == (order, shape, blocks, zeros):
                 return name
         if keras.backend.standardize_dtype(variable.dtype) != "float32":
             raise UnsupportedOperatorError(f"weight '{variable.path}' is {variable.dtype}")
         name = self.fresh(f"{self.label}/{suffix}")
-        self.parameters[name] = Parameter(variable, order, shape)
+        self.parameters[name] = Parameter(variable, order, shape, blocks, zeros)
         return name
 
     # ---------------------------------------------------------------------------------------------
@@ -146,6 +167,7 @@ class Builder:
         suffix: str | None = None,
         outputs: int = 1,
         named: bool = False,
+        unused: Sequence[int] = (),
         **attributes: Any,
     ) -> Any:
         """Add an operator and return the name of its output, or the names of several.
@@ -161,12 +183,16 @@ class Builder:
             label alone.
         named : bool
             Whether the node bears the label alone whatever its output is called.
+        unused : sequence of int
+            Outputs of several that nobody reads: they have no name.
         """
         name = self.label if suffix is None else f"{self.label}/{suffix}"
         if outputs == 1:
             made: tuple[str, ...] = (self.fresh(name),)
         else:
-            made = tuple(self.fresh(f"{name}:{index}") for index in range(outputs))
+            made = tuple(
+                "" if index in unused else self.fresh(f"{name}:{index}") for index in range(outputs)
+            )
         title = self.label if named else made[0]
         if title in self._titles:
             title = f"{title}/{op}"

@@ -25,7 +25,7 @@ class Network:
     builder : Builder
         Nodes, parameters and names.
     values : dict of str to Value
-        What each call of a layer gives, by label; of calls with one result.
+        What each call of a layer gives, by label; what else it gives, by ``label#1`` and so on.
     layers : dict of str to layer
         The layer or operation of each label.
     outputs : tuple of str
@@ -90,8 +90,8 @@ class Network:
             except Exception:
                 raise UnsupportedOperatorError("; ".join(self._problems)) from error
             return made
-        if isinstance(result, Value):
-            self.values[label] = result
+        for index, value in enumerate(tree.flatten(result)):
+            self.values[label if index == 0 else f"{label}#{index}"] = value
         return result
 
     @property

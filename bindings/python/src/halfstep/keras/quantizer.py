@@ -19,6 +19,7 @@ import tensorflow as tf
 from .. import _core
 from .._faces import highest_code, lowest_code
 from ..errors import InvalidArgumentError
+from ._inside import RUNNERS
 
 
 def grid_between(
@@ -232,7 +233,7 @@ class Quantizer(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="halfstep")
 class QuantizedLayer(keras.layers.Layer):
-    """A layer that works with quantized variables; the variables themselves stay float.
+    """A layer with quantized variables and tensors inside; the variables themselves stay float.
 
     Parameters
     ----------
@@ -240,9 +241,11 @@ class QuantizedLayer(keras.layers.Layer):
         The layer.
     quantizers : dict of str to Quantizer
         Quantizers by the position of the variable in ``layer.weights``.
+    inner : dict of str to Quantizer, optional
+        Quantizers of tensors inside the layer by the suffix of their names.
     """
 
-    def __init__(self, layer: Any, quantizers: Any, **kwargs: Any) -> None:
+    def __init__(self, layer: Any, quantizers: Any, inner: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         restore = keras.saving.deserialize_keras_object
         self.layer = restore(layer) if isinstance(layer, dict) else layer
@@ -251,8 +254,16 @@ class QuantizedLayer(keras.layers.Layer):
             restore(one) if isinstance(one, dict) else one
             for one in (quantizers[position] for position in self._positions)
         ]
+        self._suffixes = sorted(inner or {})
+        self.inner_quantizers = [
+            restore(one) if isinstance(one, dict) else one
+            for one in ((inner or {})[suffix] for suffix in self._suffixes)
+        ]
         parameters = inspect.signature(self.layer.call).parameters
         self._takes_training = "training" in parameters
+        # Built before it is wrapped: this layer has no variables of its own to make.
+        if self.layer.built:
+            self.built = True
 
     def build(self, input_shape: Any) -> None:
         """Build the layer inside."""
@@ -260,7 +271,7 @@ class QuantizedLayer(keras.layers.Layer):
             self.layer.build(input_shape)
         self.built = True
 
-    def call(self, inputs: Any, training: Any = None) -> Any:
+    def call(self, inputs: Any, *args: Any, training: Any = None, **kwargs: Any) -> Any:
         """Return what the layer makes of the inputs with quantized variables."""
         weights = self.layer.weights
         mapping = [
@@ -270,7 +281,13 @@ class QuantizedLayer(keras.layers.Layer):
         replaced = {id(variable) for variable, _ in mapping}
         arguments = {"training": training} if self._takes_training else {}
         with keras.StatelessScope(state_mapping=mapping) as scope:
-            result = self.layer.call(inputs, **arguments)
+            if self._suffixes:
+                run = RUNNERS[type(self.layer).__name__]
+                if "training" not in inspect.signature(run).parameters:
+                    arguments = {}
+                result = run(self.layer, self._quantize, inputs, *args, **kwargs, **arguments)
+            else:
+                result = self.layer.call(inputs, *args, **kwargs, **arguments)
         # What the layer has set meanwhile, such as moving averages, was only noted.
         for variable in self.layer.non_trainable_variables:
             value = scope.get_current_value(variable)
@@ -278,9 +295,17 @@ class QuantizedLayer(keras.layers.Layer):
                 variable.assign(value)
         return result
 
-    def compute_output_spec(self, inputs: Any, training: Any = None) -> Any:
+    def _quantize(self, suffix: str, x: Any) -> Any:
+        """Return a tensor inside the layer on its grid, if it has one."""
+        if suffix not in self._suffixes:
+            return x
+        return self.inner_quantizers[self._suffixes.index(suffix)](x)
+
+    def compute_output_spec(
+        self, inputs: Any, *args: Any, training: Any = None, **kwargs: Any
+    ) -> Any:
         """Return the layer's output, which some layers know only by running symbolically."""
-        return self.layer.compute_output_spec(inputs)
+        return self.layer.compute_output_spec(inputs, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` needs."""
@@ -290,4 +315,8 @@ class QuantizedLayer(keras.layers.Layer):
             **super().get_config(),
             "layer": save(self.layer),
             "quantizers": {position: save(one) for position, one in quantizers},
+            "inner": {
+                suffix: save(one)
+                for suffix, one in zip(self._suffixes, self.inner_quantizers, strict=True)
+            },
         }

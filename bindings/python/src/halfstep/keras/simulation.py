@@ -21,6 +21,7 @@ from ..errors import InvalidStateError, UnknownNameError
 from ..quantizers import Encoding, LoadReport
 from . import _activations
 from ._builder import Parameter
+from ._inside import RUNNERS
 from ._network import Network
 from ._rebuild import Names, clone, copy_weights, rebuild
 from .quantizer import QuantizedLayer, Quantizer
@@ -167,7 +168,7 @@ class QuantizationSimModel:
                     owners.setdefault(name, label)
         for node in reversed(network.builder.nodes):
             # What is only moved on may be rounded after the move.
-            if node.op in ("Flatten", "Reshape", "Squeeze", "Transpose"):
+            if node.op in ("Flatten", "Reshape", "Slice", "Squeeze", "Transpose"):
                 if node.label and node.outputs[0] in owners:
                     owners.setdefault(node.inputs[0], owners[node.outputs[0]])
         self._owners = owners
@@ -179,6 +180,8 @@ class QuantizationSimModel:
         pending = set(network.inputs)
 
         def put(label: str, x: Any) -> Any:
+            if isinstance(x, (list, tuple)):
+                return [put(f"{label}#{i}" if i else label, one) for i, one in enumerate(x)]
             for name in tensors.get(label, ()):
                 x = self._put(name, x)
             return x
@@ -203,13 +206,16 @@ class QuantizationSimModel:
             kind = _activations.name_of(getattr(operation, "activation", None))
             inner = [f"{label}/{part}" for part in ("linear", "sigmoid")]
             split = any(name in self._sites and self._sites[name].is_enabled for name in inner)
-            result = self._layer(operation, args, kwargs, split)
+            result = self._layer(operation, label, args, kwargs, split)
             if not split:
                 return put(label, result)
             if kind not in ("linear", "silu", "swish"):
                 result = self._put(inner[0], result)
-                name = f"{operation.name}_{kind}"
-                return put(label, keras.layers.Activation(kind, name=self._free(name))(result))
+                name = self._free(f"{operation.name}_{kind}")
+                layer = keras.layers.Activation(kind, name=name)
+                inside = self._inside(layer, label)
+                layer = QuantizedLayer(layer, {}, inside, name=name) if inside else layer
+                return put(label, layer(result))
             if kind != "linear":
                 result = self._put(inner[0], result)
                 gate = keras.layers.Activation("sigmoid", name=self._free(f"{operation.name}_gate"))
@@ -230,7 +236,7 @@ class QuantizationSimModel:
         named.name = name  # type: ignore[attr-defined]
         return self._names.take(named, name)
 
-    def _layer(self, operation: Any, args: Any, kwargs: Any, split: bool) -> Any:
+    def _layer(self, operation: Any, label: str, args: Any, kwargs: Any, split: bool) -> Any:
         key = id(operation)
         if key not in self._wrapped:
             name = self._names.take(operation, operation.name)
@@ -239,19 +245,37 @@ class QuantizationSimModel:
             else:
                 layer = clone(operation, name, **({"activation": "linear"} if split else {}))
             self._copies[key], self._sources[key] = layer, operation
-            quantizers = self._of_variables(operation) if _is_single(args, kwargs) else {}
-            if quantizers:
-                self._wrapped[key] = QuantizedLayer(layer, quantizers, name=name)
+            quantizers, inner = self._of_variables(operation), self._inside(operation, label)
+            if quantizers or inner:
+                if operation.built and not layer.built:
+                    layer.build_from_config(operation.get_build_config())
+                self._wrapped[key] = QuantizedLayer(layer, quantizers, inner, name=name)
             else:
                 self._wrapped[key] = layer
-        if isinstance(self._wrapped[key], QuantizedLayer):
-            kwargs = {}
+        kwargs = {key: value for key, value in kwargs.items() if value is not None}
         return self._wrapped[key](*args, **kwargs)
+
+    def _inside(self, operation: Any, label: str) -> dict[str, Quantizer]:
+        """Return the quantizers of tensors inside a layer by the suffix of their names."""
+        found: dict[str, Quantizer] = {}
+        if type(operation).__name__ not in RUNNERS:
+            return found
+        for name, site in self._sites.items():
+            own = name.startswith(f"{label}/") and name not in self._owners
+            if not own or name in self._network.parameters:
+                continue
+            suffix = name[len(label) + 1 :]
+            if suffix in ("linear", "sigmoid") and hasattr(operation, "activation"):
+                continue  # these lie in front of the activation, which becomes a layer of its own
+            if site.has_encoding and self._first.encoding(name).granularity != "per_tensor":
+                continue
+            quantizer = self._quantizer(name)
+            if quantizer is not None:
+                found[suffix] = quantizer
+        return found
 
     def _of_variables(self, operation: Any) -> dict[str, Quantizer]:
         found: dict[str, Quantizer] = {}
-        if isinstance(operation, keras.layers.MultiHeadAttention):
-            return found
         for position, variable in enumerate(operation.weights):
             for name, parameter in self._network.parameters.items():
                 if parameter.variable is not variable or name not in self._sites:
@@ -495,7 +519,7 @@ class QuantizationSimModel:
         # Tensors inside a layer belong to it as well.
         for node in self._network.builder.nodes:
             for name in node.outputs:
-                names.setdefault(name, self._owners.get(name, node.label))
+                names.setdefault(name, self._owners.get(name, node.label).split("#")[0])
         for name in self._network.inputs:
             names.setdefault(name, name)
         for name in self._network.builder.constants:
@@ -513,15 +537,6 @@ class QuantizationSimModel:
         report = sim.load_encodings(source, strict)
         self._pull(sim)
         return report
-
-
-def _is_single(args: Any, kwargs: Any) -> bool:
-    """Return whether a call has one tensor and, like a mask of None, defaults."""
-    return (
-        len(args) == 1
-        and isinstance(args[0], keras.KerasTensor)
-        and all(value is None for value in kwargs.values())
-    )
 
 
 def _groups(parameter: Parameter, axis: int) -> tuple[np.ndarray, tuple[int, ...]]:

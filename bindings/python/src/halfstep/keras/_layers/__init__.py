@@ -6,10 +6,10 @@ Convolutions, pooling and batch norms work with channels behind the batch, as in
 stays in that layout as long as it can, so that the graph is the one that PyTorch exports.
 """
 
-from . import activation, attention, linear, normalization, pooling, shape
+from . import activation, attention, linear, normalization, pooling, recurrent, shape
 from ._writers import WRITERS, aligned, placed, refuse_unless, reshaped, scaled
 
 #: Where the writers are.
-FAMILIES = (activation, attention, linear, normalization, pooling, shape)
+FAMILIES = (activation, attention, linear, normalization, pooling, recurrent, shape)
 
 __all__ = ["FAMILIES", "WRITERS", "aligned", "placed", "refuse_unless", "reshaped", "scaled"]
