@@ -89,12 +89,14 @@ class QuantizationSimModel:
         first = engine.QuantizationSimModel(self._network.bound(), **self._options)
         self._sites = {site.tensor: site for site in first.quantizers}
         self._quantizers: dict[str, Quantizer] = {}
+        self._ties: dict[str, Quantizer] = {}
         self._used: set[str] = set()
         self._groups: dict[str, np.ndarray] = {}
         self._names = Names()
         self._copies: dict[int, Any] = {}
         self._wrapped: dict[int, Any] = {}
         self._first = first
+        self._off = self._inside_folds()
         self.model = self._build(model)
         del self._first
         copies = {
@@ -120,6 +122,22 @@ class QuantizationSimModel:
     # ---------------------------------------------------------------------------------------------
     # Building
 
+    def _inside_folds(self) -> set[str]:
+        """Return tensors that nothing quantizes once batch norms are folded into earlier layers.
+
+        Between a layer and its batch norm, as the engine places quantizers in the folded graph.
+        """
+        model = self._network.bound()
+        folds = [fold for fold in model.fold_batch_norms() if not fold.is_forward]
+        if not folds:
+            return set()
+        # Ranges do not matter here: the quickest are good enough.
+        options = self._options | {"quant_scheme": "min_max"}
+        placed = {site.tensor for site in engine.QuantizationSimModel(model, **options).quantizers}
+        norms = {fold.batch_norm for fold in folds}
+        around = [node for node in self._network.builder.nodes if node.name in norms]
+        return {name for node in around for name in (*node.inputs, *node.outputs)} - placed
+
     def _quantizer(self, tensor: str, groups: Any = None, shape: Any = ()) -> Quantizer | None:
         """Return the quantizer of a tensor, which tensors on one grid share."""
         site = self._sites.get(tensor)
@@ -128,7 +146,8 @@ class QuantizationSimModel:
         self._used.add(tensor)
         if tensor in self._quantizers:
             return self._quantizers[tensor]
-        known = self._quantizers.get(site.tied_to)
+        is_off = tensor in self._off
+        known = None if is_off else self._ties.get(site.tied_to)
         if known is None:
             signed, strict = self._kind(tensor)
             known = Quantizer(
@@ -138,12 +157,13 @@ class QuantizationSimModel:
                 site.is_symmetric,
                 strict,
                 shape,
-                site.is_enabled,
+                site.is_enabled and not is_off,
                 name=tensor.replace("/", "_").replace(":", "_") + "_quantizer",
             )
             if groups is not None:
                 self._groups[tensor] = groups
-            self._quantizers[site.tied_to] = known
+            if not is_off:
+                self._ties[site.tied_to] = known
         self._quantizers[tensor] = known
         return known
 
