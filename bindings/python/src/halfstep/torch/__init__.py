@@ -14,6 +14,7 @@ from .._compress_parameters import (
     SpatialSvdParameters,
     WeightSvdParameters,
 )
+from ._memory import empty_cache
 from .bn_reestimation import reestimate_bn_stats
 from .checkpoints import load_checkpoint, save_checkpoint
 from .compress import ModelCompressor
@@ -41,6 +42,7 @@ __all__ = [
     "SpatialSvdParameters",
     "UntraceableModelError",
     "WeightSvdParameters",
+    "empty_cache",
     "equalize_model",
     "fold_all_batch_norms",
     "fold_all_batch_norms_to_scale",

@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy
 import torch
 from torch.autograd.function import once_differentiable
 
 from .. import _core
 from .._faces import highest_code, lowest_code
 from ..errors import InvalidArgumentError, ShapeMismatchError
+from ._memory import pool
 
 
 class Grid(NamedTuple):
@@ -164,19 +164,6 @@ def _floats(tensor: torch.Tensor) -> Any:
     return tensor.to(torch.float32).contiguous().numpy(force=True)
 
 
-#: Elements from which memory comes from NumPy.
-_LARGE = 1 << 20
-
-
-def _room_like(dense: torch.Tensor) -> torch.Tensor:
-    """Return uninitialized row-major float32 memory of a tensor's shape."""
-    if dense.numel() < _LARGE:
-        return torch.empty(dense.shape)
-    # NumPy asks the kernel for huge pages, torch's allocator does not: with small ones, a large
-    # result spends three quarters of its time on page faults.
-    return torch.from_numpy(numpy.empty(tuple(dense.shape), numpy.float32))
-
-
 #: Position of each axis of a channels-last tensor in memory order.
 _CHANNELS_LAST = {4: ((0, 2, 3, 1), (0, 3, 1, 2)), 5: ((0, 2, 3, 4, 1), (0, 4, 1, 2, 3))}
 
@@ -201,29 +188,73 @@ def _layout(grid: Grid, rank: int, order: tuple[int, ...] | None) -> tuple[int, 
     return granularity, axes[0], axes[1] if granularity == 2 else 0, grid.block_size
 
 
-def _forward_cpu(
-    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, grid: Grid
-) -> torch.Tensor:
-    values = x.to(torch.float32)
-    order = None
-    if not values.is_contiguous():
-        order = _memory_order(values)
-        if order is None:
-            values = values.contiguous()
-    dense = values if order is None else values.permute(order)
-    out = _room_like(dense)
-    result = out if order is None else out.permute(_CHANNELS_LAST[x.dim()][1])
+class _Dense(NamedTuple):
+    """A CPU tensor in float32, its axes in the order in which memory has them."""
+
+    values: torch.Tensor
+    #: The order of axes if it is not row-major.
+    order: tuple[int, ...] | None
+
+    def like(self, other: torch.Tensor) -> torch.Tensor:
+        """Return another tensor of the same shape in float32 and in this order of axes."""
+        other = other.to(torch.float32)
+        return other if self.order is None else other.permute(self.order)
+
+    def restored(self, result: torch.Tensor) -> torch.Tensor:
+        """Return what was computed in this order with its axes where they were."""
+        if self.order is None:
+            return result
+        return result.permute(_CHANNELS_LAST[result.dim()][1])
+
+
+def _dense(x: torch.Tensor) -> _Dense:
+    values = x.detach().to(torch.float32)
+    if values.is_contiguous():
+        return _Dense(values, None)
+    order = _memory_order(values)
+    return (
+        _Dense(values.contiguous(), None) if order is None else _Dense(values.permute(order), order)
+    )
+
+
+def _round_into(
+    dense: _Dense, out: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, grid: Grid
+) -> None:
     _core.fake_quantize(
-        dense.numpy(force=True),
+        dense.values.numpy(),
         _floats(scale),
         zero_point.numpy(),
         out.numpy(),
-        *_layout(grid, x.dim(), order),
+        *_layout(grid, out.dim(), dense.order),
         grid.bits,
         grid.signed,
         grid.strict,
     )
-    return result.to(x.dtype)
+
+
+def _forward_cpu(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, grid: Grid
+) -> torch.Tensor:
+    dense = _dense(x)
+    out = pool.empty(dense.values.shape)
+    _round_into(dense, out, scale, zero_point, grid)
+    return dense.restored(out).to(x.dtype)
+
+
+def fake_quantize_in_place(
+    x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, grid: Grid
+) -> bool:
+    """Round a float32 tensor on the CPU where it lies, if it is dense; return whether it is.
+
+    No gradient passes through. The caller sees to it that nobody needs the values as they were.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return False
+    dense = _dense(x)
+    if dense.values.data_ptr() != x.data_ptr():
+        return False
+    _round_into(dense, dense.values, scale, zero_point, grid)
+    return True
 
 
 def _backward_cpu(
@@ -235,36 +266,27 @@ def _backward_cpu(
     grid: Grid,
     wants_range: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    values = x.to(torch.float32)
-    order = None
-    if not values.is_contiguous():
-        order = _memory_order(values)
-        if order is None:
-            values = values.contiguous()
-    # A gradient laid out like the input is read in place; another one the engine copies.
-    dense, incoming = values, upstream.to(torch.float32)
-    if order is not None:
-        dense, incoming = values.permute(order), incoming.permute(order)
-    out = _room_like(dense)
-    result = out if order is None else out.permute(_CHANNELS_LAST[x.dim()][1])
+    dense = _dense(x)
+    out = pool.empty(dense.values.shape)
     low = torch.empty(scale.shape if wants_range else (0,))
     high = torch.empty_like(low)
     _core.fake_quantize_backward(
-        dense.numpy(force=True),
+        dense.values.numpy(),
         _floats(scale),
         zero_point.numpy(),
-        incoming.numpy(force=True),
+        # A gradient laid out like the input is read in place; another one the engine copies.
+        dense.like(upstream).numpy(force=True),
         out.numpy(),
         _floats(minimum) if wants_range else None,
         low.numpy() if wants_range else None,
         high.numpy() if wants_range else None,
-        *_layout(grid, x.dim(), order),
+        *_layout(grid, x.dim(), dense.order),
         grid.bits,
         grid.signed,
         grid.symmetric,
         grid.strict,
     )
-    return result.to(x.dtype), low, high
+    return dense.restored(out).to(x.dtype), low, high
 
 
 # ------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from ..quantizers import Quantizer as Site
 from . import _trace
 from ._layers import FunctionalBatchNorm, FunctionalDropout, Holder, TracedConstants, batch_norm
 from ._onnx import Exported
+from ._ownership import mark
 from ._program import ITSELF, Program, uninstall
 from .errors import DeviceMismatchError
 from .quantizer import Quantizer
@@ -84,6 +85,7 @@ def build(
 
     quantizers: dict[str, Quantizer] = {}
     missing: list[str] = []
+    targets: set[str] = set()
     for tensor, site in wanted.items():
         places = nodes.get(tensor, [])
         if not places:
@@ -91,6 +93,7 @@ def build(
             continue
         quantizer = make(site)
         target = _attach(original, places[0], quantizer, in_place)
+        targets.add(target)
         for node in places:
             with graph.inserting_after(node):
                 after = graph.create_node("call_module", target, (node,))
@@ -101,6 +104,7 @@ def build(
         graph.eliminate_dead_code()
     finally:
         del original.__dict__[ITSELF]
+    mark(graph, targets)
     return Program(graph, type(original).__name__), quantizers, tuple(missing)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..errors import InvalidArgumentError, InvalidStateError, ShapeMismatchError
 from . import _kernels
+from ._ownership import may_overwrite
 
 Observer = Callable[[torch.Tensor], None]
 
@@ -89,6 +90,7 @@ class Quantizer(nn.Module):
         self._learnable = True
         self._has_range = False
         self.observer: Observer | None = None
+        self._known: tuple[Any, tuple[torch.Tensor, torch.Tensor]] | None = None
         # NaN stands for a range that is not known; it is never computed with.
         self.minimum = nn.Parameter(torch.full(tuple(shape), torch.nan), requires_grad=False)
         self.maximum = nn.Parameter(torch.full(tuple(shape), torch.nan), requires_grad=False)
@@ -355,8 +357,16 @@ class Quantizer(nn.Module):
     # --------------------------------------------------------------------------------------------
     # Work
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the tensor on the grid, in its own type and layout."""
+    def forward(self, x: torch.Tensor, owned: bool = False) -> torch.Tensor:
+        """Return the tensor on the grid, in its own type and layout.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            Values of any floating-point type; others pass through.
+        owned : bool
+            Whether nobody else needs `x`: it may then be overwritten and returned.
+        """
         if self.observer is not None:
             self.observer(x)
             return x
@@ -367,7 +377,30 @@ class Quantizer(nn.Module):
                 f"quantizer '{self.name}' is on {self.minimum.device}, its input on {x.device}:"
                 " move the simulation, sim.model.to(device), not the model it was made from"
             )
-        return _kernels.fake_quantize(x, self.minimum, self.maximum, self.grid)
+        grid = self.grid
+        if torch.compiler.is_compiling() or x.device.type != "cpu":
+            return _kernels.fake_quantize(x, self.minimum, self.maximum, grid)
+        scale, zero_point = self._current(grid)
+        if (
+            owned
+            and not (self._forward_pre_hooks or self._forward_hooks)
+            and may_overwrite(x)
+            and _kernels.fake_quantize_in_place(x, scale, zero_point, grid)
+        ):
+            return x
+        return _kernels.fake_quantize(x, self.minimum, self.maximum, grid, scale, zero_point)
+
+    def _current(self, grid: _kernels.Grid) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scales and zero points of a range on the CPU, computed when it has changed.
+
+        Whether it has is read from the ends themselves: a write through ``.data`` leaves no trace
+        in a tensor's version, and neither does another tensor in its place.
+        """
+        low, high = self.minimum.detach(), self.maximum.detach()
+        key = (grid, low.numpy().tobytes(), high.numpy().tobytes())
+        if self._known is None or self._known[0] != key:
+            self._known = (key, _kernels.grid_from_range(low, high, grid))
+        return self._known[1]
 
     # --------------------------------------------------------------------------------------------
     # Saving and copying
@@ -397,7 +430,7 @@ class Quantizer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state["observer"] = None
+        state["observer"] = state["_known"] = None
         return state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Quantizer:
