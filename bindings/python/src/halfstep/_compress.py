@@ -177,7 +177,8 @@ def _ratios(backend: Backend, compressor: ModelCompressor, job: Job) -> Any:
 
 
 def _refusal(backend: Backend, name: str) -> str:
-    reasons = [r for w, r in backend.refusals.items() if w.rpartition(".")[0] == name]
+    parts = (f"{name}.", f"{name}/")
+    reasons = [reason for weight, reason in backend.refusals.items() if weight.startswith(parts)]
     return reasons[0] if reasons else f"layer '{name}' is nothing that can be compressed"
 
 

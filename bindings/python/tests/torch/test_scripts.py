@@ -102,3 +102,32 @@ def test_example(tmp_path):
     assert more < 1
     for name in ("w4a8.onnx", "w4a8.pth", "w4a8.encodings", "w4a8_qdq.onnx"):
         assert (tmp_path / name).is_file()
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_compression_example(tmp_path):
+    example = EXAMPLE.with_name("torch_compress.py")
+    output = run(
+        sys.executable,
+        example,
+        "--quick",
+        "--networks",
+        "resnet",
+        "--ratio",
+        "0.6",
+        "--out",
+        tmp_path,
+    )
+    rows = re.findall(r"^(.+?)  +(0\.\d+)  (\d\.\d+)  [+-]\d", output, re.M)
+    table = [(name.strip(), float(value), float(share)) for name, value, share in rows]
+    assert [name for name, *_ in table] == [
+        *("FP32", "one epoch more", "plain SVD", "and one epoch"),
+        *("SVD for data", "and one epoch", "and W8A8"),
+    ]
+    accuracy = [value for _, value, _ in table]
+    # 32 batches: far above chance (0.1), little lost to data-aware SVD, more after training on.
+    assert accuracy[0] > 0.25 and accuracy[4] > accuracy[0] - 0.15, output
+    assert accuracy[5] > accuracy[0] - 0.05 and accuracy[6] > accuracy[5] - 0.05, output
+    assert all(share == 1 for *_, share in table[:2]) and all(s <= 0.6 for *_, s in table[2:])
+    for name in ("resnet-plain.html", "resnet-data.html", "resnet-w8a8.onnx"):
+        assert (tmp_path / name).is_file()

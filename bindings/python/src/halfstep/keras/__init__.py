@@ -7,7 +7,19 @@
 >>> equalized = halfstep.keras.equalize_model(model)  # doctest: +SKIP
 """
 
+from .._compress_parameters import (
+    AutomaticSelectionParameters,
+    CompressionScheme,
+    CompressionStats,
+    CostMetric,
+    GreedySelectionParameters,
+    ModuleCompRatioPair,
+    RankSelectScheme,
+    SpatialSvdParameters,
+    WeightSvdParameters,
+)
 from .bn_reestimation import reestimate_bn_stats
+from .compress import ModelCompressor
 from .folding import equalize_model, fold_all_batch_norms
 from .layers import BoundedReLU
 from .quantizer import QuantizedLayer, Quantizer
@@ -15,11 +27,21 @@ from .rounding import Rounded, apply_adaround, apply_seq_mse, correct_bias
 from .simulation import QuantizationSimModel
 
 __all__ = [
+    "AutomaticSelectionParameters",
     "BoundedReLU",
+    "CompressionScheme",
+    "CompressionStats",
+    "CostMetric",
+    "GreedySelectionParameters",
+    "ModelCompressor",
+    "ModuleCompRatioPair",
     "QuantizationSimModel",
     "QuantizedLayer",
     "Quantizer",
+    "RankSelectScheme",
     "Rounded",
+    "SpatialSvdParameters",
+    "WeightSvdParameters",
     "apply_adaround",
     "apply_seq_mse",
     "correct_bias",
