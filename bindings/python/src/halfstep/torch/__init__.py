@@ -22,9 +22,17 @@ from .errors import DeviceMismatchError, UntraceableModelError
 from .fold_to_scale import fold_all_batch_norms_to_scale
 from .folding import BoundedReLU, FoldedPair, equalize_model, fold_all_batch_norms
 from .quantizer import Quantizer
+from .rounding import (
+    AdaroundParameters,
+    QuantParams,
+    apply_adaround,
+    apply_seq_mse,
+    correct_bias,
+)
 from .simulation import QuantizationSimModel
 
 __all__ = [
+    "AdaroundParameters",
     "AutomaticSelectionParameters",
     "BoundedReLU",
     "ChannelPruningParameters",
@@ -37,11 +45,15 @@ __all__ = [
     "ModelCompressor",
     "ModuleCompRatioPair",
     "QuantizationSimModel",
+    "QuantParams",
     "Quantizer",
     "RankSelectScheme",
     "SpatialSvdParameters",
     "UntraceableModelError",
     "WeightSvdParameters",
+    "apply_adaround",
+    "apply_seq_mse",
+    "correct_bias",
     "empty_cache",
     "equalize_model",
     "fold_all_batch_norms",
