@@ -252,3 +252,36 @@ class Nothing(nn.Module):
 def test_a_network_without_traceable_modules_is_an_error():
     with pytest.raises(UntraceableModelError, match="no module of it can be traced"):
         QuantizationSimModel(Nothing(), torch.ones(2, 4), fallback="modules")
+
+
+class Pyramid(nn.Module):
+    """Runs the same modules at several sizes, and with sequences of several lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = torch_networks.Block(3)
+        self.mix = nn.Sequential(nn.Linear(3, 6), nn.GELU(), nn.Linear(6, 3))
+
+    def forward(self, x):
+        total = 0.0
+        for _ in range(2):
+            x = self.block(x)
+            if float(x.sum()) == 0.123:
+                return x
+            total = total + self.mix(x.flatten(2).transpose(1, 2)).mean(1)
+            x = x[:, :, ::2, ::2]
+        return total
+
+
+def test_modules_that_are_called_with_several_shapes():
+    torch.manual_seed(2)
+    net = Pyramid().eval()
+    with pytest.warns(UserWarning, match="2 of its modules"):
+        sim = QuantizationSimModel(net, X[:2], fallback="modules")
+    assert [part.place for part in sim._parts] == ["block", "mix"]
+    sim.compute_encodings([X])
+    for inputs in (X, X[:1]):
+        got, expected = outputs(sim.model, inputs), outputs(net, inputs)
+        # About ten 8-bit tensors on the way, each off by half a step: a few percent of the range.
+        assert float((got - expected).abs().max()) < 0.1 * float(expected.abs().max())
+        assert not torch.equal(got, expected)

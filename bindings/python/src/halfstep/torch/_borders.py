@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,11 +17,8 @@ from ._simulated import strip
 from ._trace import Call, as_arguments, evaluating
 from .errors import UntraceableModelError
 
-
-class _Calls(NamedTuple):
-    first: Call
-    #: Whether later calls had other shapes, beyond the first extent, or other arguments.
-    vary: bool
+#: Different calls of a module that its graph is made to serve.
+_MOST = 4
 
 
 def find(
@@ -62,15 +59,15 @@ def find(
     return tuple(parts)
 
 
-def _observe(original: nn.Module, dummy_input: Any) -> dict[nn.Module, _Calls]:
-    calls: dict[nn.Module, _Calls] = {}
+def _observe(original: nn.Module, dummy_input: Any) -> dict[nn.Module, Call]:
+    calls: dict[nn.Module, Call] = {}
 
     def record(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         call = Call(args, keywords)
-        if module not in calls:
-            calls[module] = _Calls(call, False)
-        elif _kind(call) != _kind(calls[module].first):
-            calls[module] = _Calls(calls[module].first, True)
+        first = calls.setdefault(module, call)
+        seen = [_kind(first), *(_kind(Call(*other)) for other in first.others)]
+        if _kind(call) not in seen and len(seen) < _MOST:
+            calls[module] = first._replace(others=(*first.others, (args, keywords)))
 
     args, keywords = as_arguments(dummy_input)
     with contextlib.ExitStack() as hooks, evaluating(original), torch.no_grad():
@@ -83,7 +80,7 @@ def _observe(original: nn.Module, dummy_input: Any) -> dict[nn.Module, _Calls]:
 
 
 def _kind(call: Call) -> list[Any]:
-    leaves = torch.utils._pytree.tree_leaves(tuple(call))
+    leaves = torch.utils._pytree.tree_leaves((call.args, call.keywords))
     return [
         (leaf.dtype, leaf.shape[1:]) if isinstance(leaf, torch.Tensor) else repr(leaf)
         for leaf in leaves
@@ -93,7 +90,7 @@ def _kind(call: Call) -> list[Any]:
 def _search(
     module: nn.Module,
     place: str,
-    calls: dict[nn.Module, _Calls],
+    calls: dict[nn.Module, Call],
     options: dict[str, Any],
     parts: list[Part],
     left: list[str],
@@ -104,10 +101,9 @@ def _search(
         return
     seen.add(module)
     known = calls.get(module)
-    children = list(module.named_children())
-    if known is not None and not (known.vary and children):
+    if known is not None:
         try:
-            part = Part(module, known.first, options, place)
+            part = Part(module, known, options, place)
         except UntraceableModelError:
             strip(module)
         else:
@@ -115,7 +111,7 @@ def _search(
             if part.quantizers:
                 parts.append(part)
             return
-    for name, child in children:
+    for name, child in module.named_children():
         _search(child, f"{place}.{name}" if place else name, calls, options, parts, left, seen)
     if next(module.parameters(recurse=False), None) is not None:
         left.append(place or type(module).__name__)

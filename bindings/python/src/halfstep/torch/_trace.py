@@ -101,12 +101,14 @@ class Call(NamedTuple):
 
     args: tuple[Any, ...]
     keywords: dict[str, Any]
+    #: The same of other calls, whose shapes are different: the graph has to serve them as well.
+    others: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = ()
 
 
 def as_arguments(dummy_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return positional and keyword arguments of an AIMET-style dummy input."""
     if isinstance(dummy_input, Call):
-        return dummy_input
+        return dummy_input.args, dummy_input.keywords
     if isinstance(dummy_input, dict):
         return (), dict(dummy_input)
     if isinstance(dummy_input, (tuple, list)):
@@ -123,10 +125,11 @@ def trace(model: torch.nn.Module, dummy_input: Any) -> torch.export.ExportedProg
         Naming the line of the user's code at which tracing ended.
     """
     args, kwargs = as_arguments(dummy_input)
+    others = dummy_input.others if isinstance(dummy_input, Call) else ()
     with evaluating(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with _marking_row_dropouts(model), _quietly():
-            program = _export(model, args, kwargs)
+            program = _export(model, args, kwargs, others)
         _mark_layers(program)
         try:
             program = program.run_decompositions(dict(_DECOMPOSITIONS))
@@ -138,10 +141,18 @@ def trace(model: torch.nn.Module, dummy_input: Any) -> torch.export.ExportedProg
 
 
 def _export(
-    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    others: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...],
 ) -> torch.export.ExportedProgram:
     many, named = _doubled(args, kwargs)
     dynamic = _batch_dimensions(model, many, named)
+    if others:
+        # Whatever extent differs between calls is variable, and so is the batch.
+        dynamic = torch.export.AdditionalInputs()
+        for call in ((many, named), *others, _doubled(many, named, always=True)):
+            dynamic.add(*call)
     if dynamic is not None:
         try:
             return torch.export.export(model, many, named, dynamic_shapes=dynamic, strict=False)
@@ -155,11 +166,14 @@ def _export(
         ) from error
 
 
-def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _doubled(
+    args: tuple[Any, ...], kwargs: dict[str, Any], always: bool = False
+) -> tuple[Any, dict[str, Any]]:
     """Two rows instead of one, since an extent of 1 would be taken for fixed."""
 
     def doubled(value: Any) -> Any:
-        one = isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape[0] == 1
+        rows = value.shape[0] if isinstance(value, torch.Tensor) and value.dim() else 0
+        one = rows == 1 or always and rows > 1
         return torch.cat([value, value]) if one else value
 
     return torch.utils._pytree.tree_map(doubled, (args, kwargs))
