@@ -14,6 +14,7 @@ pytest.importorskip("halfstep.torch.folding")
 
 from support.environment import aimet_python
 
+import halfstep
 from halfstep.torch import load_checkpoint
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -45,13 +46,13 @@ def test_the_guides_lines_run(tmp_path, monkeypatch):
     assert load_checkpoint(tmp_path / "sim.pkl").model.conv.param_quantizers["weight"].bits == 4
 
 
-def run(python, *arguments):
+def run(python, *arguments, **environment):
     done = subprocess.run(
         [python, "-W", "ignore", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -84,6 +85,23 @@ def test_the_same_script_runs_with_aimet(tmp_path):
     changed = changed.replace("from torch import nn\n", "from torch import nn\n" + IMPORTS, 1)
     (tmp_path / "script.py").write_text(changed)
     check(accuracies(run(aimet_python(), tmp_path / "script.py", tmp_path)), tmp_path)
+
+
+def test_the_script_and_the_guide_run_beside_aimet(tmp_path):
+    """In AIMET's environment, whose torch is newer, only the imports differ."""
+    code = "import onnxscript, onnx"
+    done = subprocess.run([aimet_python(), "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"AIMET's environment lacks a package: {done.stderr.splitlines()[-1]}")
+    package = pathlib.Path(halfstep.__file__).parent
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path/halfstep").symlink_to(package)  # alone, without the torch beside it
+    path = {"PYTHONPATH": str(tmp_path / "path")}
+    check(accuracies(run(aimet_python(), HERE / "aimet_style.py", tmp_path, **path)), tmp_path)
+    (lines,) = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
+    (tmp_path / "guide.py").write_text(f"import os\nos.chdir({str(tmp_path)!r})\n{lines}")
+    run(aimet_python(), tmp_path / "guide.py", **path)
+    assert (tmp_path / "out/net.qdq.onnx").is_file()
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
