@@ -52,6 +52,8 @@ def test_arguments():
         QuantizationSimModel(net.forward.__func__, X[:1])
     with pytest.raises(InvalidArgumentError, match="param_bits.*17"):
         QuantizationSimModel(net, X[:1], default_param_bw=17)
+    with pytest.raises(InvalidArgumentError, match="default_data_type.*float"):
+        QuantizationSimModel(net, X[:1], default_data_type="float")
     with pytest.raises(UnknownNameError, match="'best'"):
         QuantizationSimModel(net, X[:1], "best")
     with pytest.raises(UnknownNameError, match="no_such_target"):

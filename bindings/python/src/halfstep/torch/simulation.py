@@ -59,6 +59,8 @@ class QuantizationSimModel:
         Whether `model` itself gets the quantizers, and is trained; otherwise a copy does.
     config_file : str or path, optional
         A runtime configuration, built in by name or a JSON file; per channel by default.
+    default_data_type : optional
+        Integers only: ``"int"``, or AIMET's enumeration. Accepted as AIMET has it.
     percentile : float
         For the scheme of that name, 50 to 100.
     fallback : str, optional
@@ -101,12 +103,15 @@ class QuantizationSimModel:
         default_param_bw: int = 8,
         in_place: bool = False,
         config_file: str | os.PathLike[str] | None = None,
+        default_data_type: Any = None,
         *,
         percentile: float = 100.0,
         fallback: str | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+        if getattr(default_data_type, "name", default_data_type) not in (None, "int"):
+            raise InvalidArgumentError(f"default_data_type: expected int, got {default_data_type}")
         if fallback not in (None, "modules"):
             raise InvalidArgumentError(f"fallback: expected None or 'modules', got {fallback!r}")
         if any(isinstance(part, Quantizer) for part in model.modules()):
@@ -286,12 +291,14 @@ class QuantizationSimModel:
             raise UnknownNameError(f"tensor '{tensor}' has no quantizer")
         return self._quantizers[tensor]
 
-    def exclude_layers_from_quantization(self, layers: Iterable[nn.Module | str]) -> None:
+    def exclude_layers_from_quantization(
+        self, layers_to_exclude: Iterable[nn.Module | str]
+    ) -> None:
         """Switch off what the engine would not quantize without these layers.
 
         Parameters
         ----------
-        layers : iterable of torch.nn.Module or str
+        layers_to_exclude : iterable of torch.nn.Module or str
             Modules of `model`, or their names.
 
         Raises
@@ -301,7 +308,7 @@ class QuantizationSimModel:
         """
         names = {id(module): name for name, module in self.model.named_modules()}
         excluded: dict[Part, list[str]] = {part: [] for part in self._parts}
-        for layer in layers:
+        for layer in layers_to_exclude:
             name = layer if isinstance(layer, str) else names.get(id(layer))
             if name is None or name not in names.values():
                 raise UnknownNameError(f"layer {layer!r} is not part of the simulated model")
@@ -456,10 +463,10 @@ class QuantizationSimModel:
         return engine.LoadReport(tuple(unknown), tuple(missing), tuple(different))
 
     def load_and_freeze_encodings(
-        self, encodings: Mapping[str, Any] | str | os.PathLike[str], strict: bool = False
+        self, encoding_path: Mapping[str, Any] | str | os.PathLike[str], strict: bool = False
     ) -> engine.LoadReport:
         """Do what `load_encodings` does, and keep the grids from then on."""
-        return self.load_encodings(encodings, strict, freeze=True)
+        return self.load_encodings(encoding_path, strict, freeze=True)
 
     def set_and_freeze_param_encodings(
         self, encoding_path: Mapping[str, Any] | str | os.PathLike[str]
