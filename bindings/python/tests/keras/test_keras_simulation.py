@@ -94,6 +94,40 @@ def test_gradients_are_those_worked_out_in_float64(symmetric):
     np.testing.assert_allclose(actual[1:], expected[1:], rtol=1e-5, atol=1e-5)
 
 
+def test_gradients_of_a_layer_are_those_worked_out_in_float64():
+    # y = q(x) q(W) + b with 4-bit weights; some of x lies beyond the range that was calibrated.
+    # dL/dW = q(x)^T u where W is on its grid, dL/dx = u q(W)^T where x is, dL/db = sum of u.
+    model = keras.Sequential([keras.Input((6,), name="x"), keras.layers.Dense(5, name="dense")])
+    sim = QuantizationSimModel(model, default_param_bw=4)
+    random = np.random.default_rng(0)
+    x = random.normal(0, 1, (16, 6)).astype(np.float32)
+    sim.compute_encodings(x[:4])
+    sim.quantizer("dense").enabled = False
+    up = random.normal(0, 1, (16, 5)).astype(np.float32)
+    layer = sim.model.get_layer("dense").layer
+    source = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(source)
+        loss = tf.reduce_sum(sim.model(source) * up)
+    actual = tape.gradient(loss, [source, layer.kernel.value, layer.bias.value])
+
+    def grid(name, value):
+        one = sim.quantizer(name)
+        scale, zero = (part.astype(np.float64) for part in one.grid())
+        codes = np.rint(value.astype(np.float64) / scale) + zero
+        inside = (codes >= one.lowest) & (codes <= one.highest)
+        return (np.clip(codes, one.lowest, one.highest) - zero) * scale, inside
+
+    rounded, inside = grid("x", x)
+    weight, on_grid = grid("dense/kernel", layer.kernel.numpy())
+    assert not inside.all()
+    u = up.astype(np.float64)
+    expected = (u @ weight.T * inside, rounded.T @ u * on_grid, u.sum(0))
+    for got, want in zip(actual, expected, strict=True):
+        # Float32 sums of at most 16 products of numbers of some 3.
+        np.testing.assert_allclose(got.numpy(), want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("options", [{}, {"default_param_bw": 4}, {"config_file": "default"}])
 def test_simulation_equals_the_engines(options):
     sim, batch = calibrated(**options)

@@ -20,6 +20,7 @@ from .._compress_parameters import (
 )
 from .bn_reestimation import reestimate_bn_stats
 from .compress import ModelCompressor
+from .fold_to_scale import fold_all_batch_norms_to_scale
 from .folding import equalize_model, fold_all_batch_norms
 from .layers import BoundedReLU
 from .quantizer import QuantizedLayer, Quantizer
@@ -47,5 +48,6 @@ __all__ = [
     "correct_bias",
     "equalize_model",
     "fold_all_batch_norms",
+    "fold_all_batch_norms_to_scale",
     "reestimate_bn_stats",
 ]

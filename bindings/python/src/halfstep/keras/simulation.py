@@ -85,6 +85,13 @@ class QuantizationSimModel:
             "config": config_file,
             "percentile": percentile,
         }
+        self._arguments = {
+            "quant_scheme": quant_scheme,
+            "default_output_bw": default_output_bw,
+            "default_param_bw": default_param_bw,
+            "config_file": config_file,
+            "percentile": percentile,
+        }
         self._original = model
         first = engine.QuantizationSimModel(self._network.bound(), **self._options)
         self._sites = {site.tensor: site for site in first.quantizers}
@@ -371,7 +378,10 @@ class QuantizationSimModel:
                 self._axes[site.tensor] = grid.axis
                 scales, zeros = scales[groups], np.broadcast_to(zeros, scales.shape)[groups]
             quantizer.set_grid(scales, zeros)
-        # Compiled functions hold what the quantizers were.
+        self._forget_functions()
+
+    def _forget_functions(self) -> None:
+        """Drop compiled functions, which hold what the quantizers were."""
         for name in ("train_function", "test_function", "predict_function"):
             setattr(self.model, name, None)
 
