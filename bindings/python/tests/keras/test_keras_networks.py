@@ -127,7 +127,9 @@ def forced_in_onnxruntime(path, source, batch, theirs):
         maker = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
         if maker is not None and maker.input[0] not in constants:
             tensor = maker.output[0].removesuffix("_q")
-            pairs[node.output[0]] = tensor
+            # A pair behind an operator that hands values on repeats its input's grid.
+            if tensor in theirs:
+                pairs[node.output[0]] = tensor
     for node in graph.node:
         for index, name in enumerate(node.input):
             if name in pairs:
