@@ -595,8 +595,20 @@ void hs_equalization_report_free(hs_equalization_report *report);
 typedef int32_t hs_compression_scheme;
 
 enum {
-  HS_COMPRESSION_WEIGHT_SVD = 0,  ///< A 1x1 layer to fewer channels before each layer.
-  HS_COMPRESSION_SPATIAL_SVD = 1  ///< A vertical and a horizontal kernel for each kernel.
+  HS_COMPRESSION_WEIGHT_SVD = 0,      ///< A 1x1 layer to fewer channels before each layer.
+  HS_COMPRESSION_SPATIAL_SVD = 1,     ///< A vertical and a horizontal kernel for each kernel.
+  HS_COMPRESSION_CHANNEL_PRUNING = 2  ///< Fewer channels between layers.
+};
+
+/// Which channels go first in channel pruning.
+/// @since 0.1
+typedef int32_t hs_channel_importance;
+
+enum {
+  /// Those that the layers reading them miss least once the others make up for them; needs
+  /// hs_compressor_calibrate().
+  HS_CHANNELS_BY_RECONSTRUCTION = 0,
+  HS_CHANNELS_BY_MAGNITUDE = 1  ///< Those that are read with the smallest squared weights.
 };
 
 /// What a ratio (compressed cost over original cost) speaks of.
@@ -621,6 +633,10 @@ typedef struct hs_compression_options {
   const int64_t *const *input_shapes;  ///< Their extents, `[input_count]` lists.
   const int32_t *input_ranks;          ///< Lengths of the lists, `[input_count]`.
   size_t input_count;                  ///< Needed for open extents; an open first one counts as 1.
+  hs_channel_importance importance;    ///< Only for channel pruning: which channels go first.
+  /// Only for channel pruning. 0: layers are fitted to the channels that are left, which needs
+  /// hs_compressor_calibrate(). Not 0: they keep their weights.
+  int32_t without_reconstruction;
 } hs_compression_options;
 
 /// Fills in defaults (all zero); NULL is a no-op.
@@ -641,7 +657,11 @@ typedef struct hs_layer_cost {
   int64_t parameters;   ///< Elements of the weight.
 } hs_layer_cost;
 
-/// A layer that can be split; lent until the compressor is freed.
+/// A layer that can be split, or whose output channels can be pruned; lent until the compressor is
+/// freed.
+///
+/// Layers whose outputs are added, or that are coupled in another way, lose the same channels: the
+/// first of them stands for all.
 /// @since 0.1
 typedef struct hs_compressible_layer {
   const char *name;       ///< Node name, or operator and first output.
@@ -649,7 +669,7 @@ typedef struct hs_compressible_layer {
   const char *weight;     ///< Name of the weight.
   int64_t macs;           ///< Multiply-accumulates.
   int64_t parameters;     ///< Elements of the weight.
-  int64_t maximum_units;  ///< Largest rank.
+  int64_t maximum_units;  ///< Largest rank, or number of channels that can be pruned.
 } hs_compressible_layer;
 
 /// A layer that cannot be compressed; lent until the compressor is freed.
@@ -770,7 +790,8 @@ hs_status hs_compressor_errors(const hs_compressor *compressor, size_t index,
                                hs_progress_fn progress, void *user_data, double *out_errors,
                                size_t capacity, size_t *out_count, hs_error *error);
 
-/// The rank that a ratio means, rounded up to the multiplicity.
+/// The rank that a ratio means, or the number of channels (that share of all), rounded up to the
+/// multiplicity.
 /// @param[in] compressor the compressor
 /// @param[in] index a compressible layer
 /// @param[in] ratio above 0
@@ -802,7 +823,8 @@ hs_status hs_compressor_ratio(const hs_compressor *compressor, size_t index, int
 /// @param[in] capacity number of compressible layers, or more
 /// @param[out] error may be NULL
 /// @return HS_OK, HS_ERR_INVALID_ARGUMENT (also if the target cannot be reached),
-///   HS_ERR_NON_FINITE_VALUE, HS_ERR_CANCELLED
+///   HS_ERR_EMPTY_STATISTICS (channels by reconstruction without data), HS_ERR_NON_FINITE_VALUE,
+///   HS_ERR_CANCELLED
 /// @since 0.1
 hs_status hs_compressor_select(const hs_compressor *compressor, double target,
                                hs_progress_fn progress, void *user_data, int64_t *out_units,
@@ -836,8 +858,8 @@ typedef struct hs_compression_report hs_compression_report;
 typedef struct hs_compressed_layer {
   const char *name;           ///< Node name before compression; NULL for the network.
   const char *op_type;        ///< Operator, such as "Conv"; NULL for the network.
-  int64_t units;              ///< Rank; 0 if none was chosen.
-  int64_t maximum_units;      ///< Largest rank; 0 if it cannot be compressed.
+  int64_t units;              ///< Rank, or channels that stay; 0 if none was chosen.
+  int64_t maximum_units;      ///< Largest rank or number; 0 if it cannot be compressed.
   int64_t macs_before;        ///< Multiply-accumulates before.
   int64_t macs_after;         ///< Multiply-accumulates after, of both layers if it was split.
   int64_t parameters_before;  ///< Elements of weights before.
@@ -859,8 +881,8 @@ typedef struct hs_compressed_layer {
 /// @param[out] out_model owned by the caller, see hs_model_free()
 /// @param[out] out_report owned by the caller, see hs_compression_report_free(); may be NULL
 /// @param[out] error may be NULL
-/// @return HS_OK, HS_ERR_INVALID_ARGUMENT, HS_ERR_NON_FINITE_VALUE, HS_ERR_NUMERIC_FAILURE,
-///   HS_ERR_CANCELLED
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT, HS_ERR_EMPTY_STATISTICS (channel pruning that needs data
+///   and has none), HS_ERR_NON_FINITE_VALUE, HS_ERR_NUMERIC_FAILURE, HS_ERR_CANCELLED
 /// @since 0.1
 hs_status hs_compressor_compress(const hs_compressor *compressor, const int64_t *units,
                                  size_t unit_count, hs_progress_fn progress, void *user_data,

@@ -552,6 +552,10 @@ struct CompressionOptions {
   hs_compression_metric metric = HS_METRIC_MACS;
   int64_t multiplicity = 1;
   std::vector<std::string> ignored_layers;
+  /// Which channels go first in channel pruning.
+  hs_channel_importance importance = HS_CHANNELS_BY_RECONSTRUCTION;
+  /// Whether channel pruning fits layers to the channels that are left.
+  bool reconstructs = true;
 };
 
 /// A compressed model and its costs before and after.
@@ -563,7 +567,8 @@ struct Compressed {
   int64_t parameters_after;
 };
 
-/// Compresses a model, as often as wanted. Sizes are ranks, 0 for layers that stay.
+/// Compresses a model, as often as wanted. Sizes are ranks or numbers of channels, 0 for layers that
+/// stay.
 class Compressor {
  public:
   explicit Compressor(const Model &model, const CompressionOptions &options = {}) {
@@ -574,13 +579,15 @@ class Compressor {
     raw.scheme = options.scheme;
     raw.metric = options.metric;
     raw.multiplicity = options.multiplicity;
+    raw.importance = options.importance;
+    raw.without_reconstruction = options.reconstructs ? 0 : 1;
     raw.ignored_layers = ignored.data();
     raw.ignored_layer_count = ignored.size();
     handle_.reset(detail::get<hs_compressor *>(hs_compressor_create,
                                                static_cast<const hs_model *>(model.get()), &raw));
   }
 
-  /// Names of the layers that can be split, in the order of their sizes.
+  /// Names of the layers that can be split or pruned, in the order of their sizes.
   std::vector<std::string> layers() const {
     std::vector<std::string> names;
     auto count = detail::get<std::size_t>(hs_compressor_layer_count, handle_.get());
@@ -591,7 +598,7 @@ class Compressor {
     return names;
   }
 
-  /// The rank that a ratio means for a layer; 0 for ratios of 1 and more.
+  /// The rank or number of channels that a ratio means for a layer; 0 for ratios of 1 and more.
   int64_t units(std::size_t layer, double ratio) const {
     return detail::get<int64_t>(hs_compressor_units, handle_.get(), layer, ratio);
   }

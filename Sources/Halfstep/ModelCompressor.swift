@@ -11,6 +11,16 @@ public enum CompressionScheme: Int32, Hashable, Sendable, CaseIterable {
   case weightSVD = 0
   /// A vertical and a horizontal kernel instead of each kernel.
   case spatialSVD = 1
+  /// Fewer channels between layers.
+  case channelPruning = 2
+}
+
+/// Which channels go first in channel pruning.
+public enum ChannelImportance: Int32, Hashable, Sendable, CaseIterable {
+  /// Those that the layers reading them miss least once the others make up for them; needs data.
+  case reconstruction = 0
+  /// Those that are read with the smallest squared weights, as in AIMET.
+  case magnitude = 1
 }
 
 /// What a ratio speaks of: compressed cost over original cost.
@@ -27,12 +37,16 @@ public struct CompressionOptions: Sendable {
   public var scheme: CompressionScheme = .spatialSVD
   /// What ratios speak of; default multiply-accumulates.
   public var metric: CompressionMetric = .macs
-  /// Ranks are rounded up to multiples of this, 1...1048576; default 1.
+  /// Ranks and numbers of channels are rounded up to multiples of this, 1...1048576; default 1.
   public var multiplicity: Int = 1
   /// Layers that stay as they are, by node name, weight, or weight without `.weight`; default none.
   public var ignoredLayers: [String] = []
   /// Shapes of inputs whose extents are open; an open first extent counts as 1. Default none.
   public var inputShapes: [String: Shape] = [:]
+  /// Which channels go first, for channel pruning; default by reconstruction, which needs data.
+  public var importance: ChannelImportance = .reconstruction
+  /// Whether channel pruning fits layers to the channels that are left, which needs data; default yes.
+  public var reconstructs: Bool = true
 
   /// Creates the default options.
   public init() {}
@@ -63,11 +77,14 @@ public struct CostedLayer: Hashable, Sendable {
   public let cost: ComputeCost
 }
 
-/// A layer that can be split.
+/// A layer that can be split, or whose output channels can be pruned.
+///
+/// Layers whose outputs are added, or that are coupled in another way, lose the same channels: the first
+/// of them stands for all.
 public struct CompressibleLayer: Hashable, Sendable {
   /// The layer.
   public let layer: CostedLayer
-  /// Largest rank.
+  /// Largest rank, or number of channels that can be pruned.
   public let maximumUnits: Int
 }
 
@@ -87,9 +104,9 @@ public struct CompressionStats: Hashable, Sendable {
     public let name: String
     /// Operator, such as `Conv`.
     public let operatorType: String
-    /// Rank; nil if no size was chosen for this layer.
+    /// Rank, or number of channels that stayed of those that can be pruned; nil if none was chosen.
     public let units: Int?
-    /// Largest rank; 0 if the layer cannot be compressed.
+    /// Largest rank or number of channels; 0 if the layer cannot be compressed.
     public let maximumUnits: Int
     /// Cost before.
     public let before: ComputeCost
@@ -153,7 +170,7 @@ public struct RatioCurve: Hashable, Sendable {
 
 /// Compresses a network, as often as wanted; the model it was made of stays as it is.
 ///
-/// Sizes are ranks, one for each of `layers`; nil leaves a layer as it is.
+/// Sizes are ranks or numbers of channels, one for each of `layers`; nil leaves a layer as it is.
 ///
 ///     var compressor = try ModelCompressor(model)
 ///     let sizes = try compressor.select(target: 0.5)
@@ -179,7 +196,10 @@ public struct ModelCompressor: Sendable {
       switch options.scheme {
       case .weightSVD: .weightSVD
       case .spatialSVD: .spatialSVD
+      case .channelPruning: .channelPruning
       }
+    inner.importance = options.importance == .magnitude ? .magnitude : .reconstruction
+    inner.reconstructs = options.reconstructs
     inner.metric = options.metric == .macs ? .macs : .memory
     inner.multiplicity = options.multiplicity
     inner.ignoredLayers = options.ignoredLayers
@@ -222,7 +242,8 @@ public struct ModelCompressor: Sendable {
     try compressor.position(of: layer)
   }
 
-  /// The rank that brings a layer's cost to a ratio, rounded up to the multiplicity.
+  /// The rank that brings a layer's cost to a ratio, or that share of its channels, rounded up to the
+  /// multiplicity.
   ///
   /// - Parameters:
   ///   - position: Position in `layers`.

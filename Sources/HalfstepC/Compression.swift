@@ -86,8 +86,13 @@ public func hs_compressor_create(
     guard let metric = CompressionMetric(rawValue: given.metric) else {
       throw HalfstepError(.invalidArgument, "metric \(given.metric) is not known")
     }
+    guard let importance = ChannelImportance(rawValue: given.importance) else {
+      throw HalfstepError(.invalidArgument, "importance \(given.importance) is not known")
+    }
     options.scheme = scheme
     options.metric = metric
+    options.importance = importance
+    options.reconstructs = given.without_reconstruction == 0
     if given.multiplicity != 0 { options.multiplicity = Int(given.multiplicity) }
     options.ignoredLayers = try texts(
       given.ignored_layers, given.ignored_layer_count, "ignored_layers")

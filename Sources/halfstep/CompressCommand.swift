@@ -9,16 +9,19 @@ struct CompressCommand: ParsableCommand {
     commandName: "compress",
     abstract: "Makes a network smaller; writes it as ONNX.",
     discussion: """
-      Splits layers into pairs of thinner ones. A ratio is compressed cost over original cost. \
+      Splits layers into pairs of thinner ones, or prunes their channels. A ratio is compressed cost \
+      over original cost; of a layer whose channels are pruned, the share that stays. \
       Give --target for the whole network, and sizes are chosen for it such that the layers' \
       relative errors are least; or give --ratio for all layers, --layer for single ones, or both. \
       With --calibration, a NumPy file with unlabeled inputs, errors are those of the layers' \
-      outputs, which the split layers keep as close as they can. \
+      outputs, which the new layers keep as close as they can; channel pruning needs it unless \
+      channels go --by magnitude and layers --keep-weights. \
       Prints the path of what it wrote; the table of layers goes to standard error.
 
       Examples:
         halfstep compress net.onnx --target 0.5 -o smaller.onnx
         halfstep compress net.onnx --target 0.5 --calibration images.npy -o smaller.onnx
+        halfstep compress net.onnx --scheme channel-pruning --calibration images.npy --target 0.5 -o smaller.onnx
         halfstep compress net.onnx --scheme weight-svd --metric memory --target 0.7 -o smaller.onnx
         halfstep compress net.onnx --layer conv2=0.5 --layer layer1.0.conv1=0.6 -o smaller.onnx
         halfstep compress net.onnx --ratio 0.5 --ignore conv1 --json -o smaller.onnx | jq .mac_ratio
@@ -28,13 +31,21 @@ struct CompressCommand: ParsableCommand {
   enum Scheme: String, CaseIterable, ExpressibleByArgument {
     case weightSVD = "weight-svd"
     case spatialSVD = "spatial-svd"
+    case channelPruning = "channel-pruning"
 
     var scheme: CompressionScheme {
       switch self {
       case .weightSVD: .weightSVD
       case .spatialSVD: .spatialSVD
+      case .channelPruning: .channelPruning
       }
     }
+  }
+
+  /// Which channels go first.
+  enum Importance: String, CaseIterable, ExpressibleByArgument {
+    case reconstruction
+    case magnitude
   }
 
   /// What ratios speak of.
@@ -48,6 +59,13 @@ struct CompressCommand: ParsableCommand {
 
   @Option(help: "How layers are made smaller.")
   var scheme: Scheme = .spatialSVD
+
+  @Option(
+    help: "Which channels go first: those that are missed least, or of the smallest weights.")
+  var by: Importance = .reconstruction
+
+  @Flag(help: "Do not fit layers to the channels that are left.")
+  var keepWeights: Bool = false
 
   @Option(help: "What ratios speak of: multiply-accumulates, or weights in memory.")
   var metric: Metric = .mac
@@ -107,6 +125,9 @@ struct CompressCommand: ParsableCommand {
     if array != nil && calibration == nil {
       throw ValidationError("--array is for --calibration")
     }
+    if scheme != .channelPruning && (by != .reconstruction || keepWeights) {
+      throw ValidationError("--by and --keep-weights are for --scheme channel-pruning")
+    }
     if target == nil && ratio == nil && layerRatios.isEmpty {
       throw ValidationError("nothing to do: give --target, --ratio or --layer")
     }
@@ -147,6 +168,8 @@ struct CompressCommand: ParsableCommand {
     try attempt(.configuring) { () throws(HalfstepError) in
       var options = CompressionOptions()
       options.scheme = scheme.scheme
+      options.importance = by == .magnitude ? .magnitude : .reconstruction
+      options.reconstructs = !keepWeights
       options.metric = metric == .mac ? .macs : .memory
       options.multiplicity = multiplicity
       options.ignoredLayers = ignore

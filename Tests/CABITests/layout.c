@@ -138,7 +138,7 @@ AT(hs_qdq_options, struct_size, 0);
 AT(hs_qdq_options, prequantizes_constants, 8);
 AT(hs_qdq_options, exports_int32_bias, 12);
 
-SIZE(hs_compression_options, 72);
+SIZE(hs_compression_options, 80);
 AT(hs_compression_options, struct_size, 0);
 AT(hs_compression_options, scheme, 8);
 AT(hs_compression_options, metric, 12);
@@ -149,6 +149,8 @@ AT(hs_compression_options, input_names, 40);
 AT(hs_compression_options, input_shapes, 48);
 AT(hs_compression_options, input_ranks, 56);
 AT(hs_compression_options, input_count, 64);
+AT(hs_compression_options, importance, 72);
+AT(hs_compression_options, without_reconstruction, 76);
 
 SIZE(hs_layer_cost, 40);
 AT(hs_layer_cost, macs, 24);

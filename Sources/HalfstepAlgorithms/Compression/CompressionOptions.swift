@@ -9,6 +9,8 @@ package enum CompressionScheme: Int32, Hashable, Sendable {
   case weightSVD = 0
   /// A vertical and a horizontal kernel instead of each kernel.
   case spatialSVD = 1
+  /// Fewer channels between layers.
+  case channelPruning = 2
 }
 
 /// How to compress.
@@ -16,24 +18,29 @@ package struct CompressionOptions: Sendable {
   package var scheme: CompressionScheme = .spatialSVD
   /// What ratios speak of.
   package var metric: CostMetric = .macs
-  /// Ranks are rounded up to multiples of this, 1 or more.
+  /// Sizes are rounded up to multiples of this, 1 or more.
   package var multiplicity: Int = 1
   /// Layers that stay as they are: names of nodes or weights.
   package var ignoredLayers: [String] = []
   /// Shapes of inputs whose extents are open.
   package var inputShapes: [String: Shape] = [:]
+  /// Which channels go; for channel pruning.
+  package var importance: ChannelImportance = .reconstruction
+  /// Whether layers are fitted to the channels that are left; for channel pruning.
+  package var reconstructs = true
 
   package init() {}
 }
 
-/// A layer that can be split.
+/// A layer that can be split, or whose output channels can be pruned with those of the layers that are
+/// coupled with it.
 package struct CompressibleLayer: Hashable, Sendable {
   /// What messages call the node.
   package let name: String
   package let operatorType: String
   package let weight: String
   package let cost: Cost
-  /// Largest rank.
+  /// Largest rank, or number of channels that may go.
   package let maximumUnits: Int
 }
 
@@ -49,7 +56,7 @@ package struct CompressionReport: Sendable {
   package struct Layer: Hashable, Sendable {
     package let name: String
     package let operatorType: String
-    /// Rank; nil if none was chosen.
+    /// Rank or number of channels that stay; nil if none was chosen.
     package let units: Int?
     package let maximumUnits: Int
     package let before: Cost

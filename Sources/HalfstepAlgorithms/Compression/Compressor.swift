@@ -16,6 +16,8 @@ package struct Compressor: Sendable {
   /// What cannot, and why.
   package let refusals: [CompressionRefusal]
   private let items: [LowRankLayer]
+  /// Does the work of channel pruning; nil for other schemes.
+  private var pruner: ChannelPruner?
   /// Inputs that layers are split for; nil for none.
   private var data: ReconstructionData?
   private var errors = ErrorCurves()
@@ -48,6 +50,14 @@ package struct Compressor: Sendable {
         ignored.insert(position)
       }
     }
+    if options.scheme == .channelPruning {
+      let pruner = try ChannelPruner(graph, costs, options, ignored: ignored)
+      items = []
+      layers = pruner.layers
+      refusals = pruner.refusals
+      self.pruner = pruner
+      return
+    }
     let index = GraphIndex(graph)
     var refusals: [CompressionRefusal] = []
     let form: LowRankForm = options.scheme == .spatialSVD ? .spatial : .channels
@@ -75,6 +85,14 @@ package struct Compressor: Sendable {
     self.refusals = refusals
   }
 
+  /// What goes when channels are pruned; nil for other schemes.
+  ///
+  /// - Throws: As `errorCurves`.
+  package func removal(units: [Int?]) throws(HalfstepError) -> ChannelRemoval? {
+    guard let pruner, units.count == layers.count else { return nil }
+    return pruner.removal(units, try pruner.ranked(data))
+  }
+
   /// Takes unlabeled inputs, for which layers are split from now on.
   ///
   /// - Parameter batches: Inputs by name, `[N, …]`; copied. Results do not depend on how they are cut.
@@ -82,6 +100,7 @@ package struct Compressor: Sendable {
   package mutating func calibrate(_ batches: [[String: Tensor]]) throws(HalfstepError) {
     data = try ReconstructionData(batches, for: graph)
     errors = ErrorCurves()
+    pruner?.forget()
   }
 
   /// Position in `costs.layers` of a layer by node name, weight, or weight without `.weight`.
@@ -101,7 +120,17 @@ package struct Compressor: Sendable {
   /// - Throws: `HalfstepError.unsupportedOperator` with the reason if the layer cannot be compressed;
   ///   `.unknownName`.
   package func position(of name: String) throws(HalfstepError) -> Int {
-    let place = costs.layers[try Self.position(of: name, costs)]
+    let own = try Self.position(of: name, costs)
+    let place = costs.layers[own]
+    if let pruner {
+      if let unit = pruner.unit(writtenBy: own) { return unit }
+      if pruner.dependencies.layers[own].losesGroups {
+        throw HalfstepError(
+          .unsupportedOperator,
+          "layer '\(place.name)' keeps as many groups as it reads: give a size to the layer before it",
+          node: place.name)
+      }
+    }
     if let position = layers.firstIndex(where: {
       $0.weight == place.weight && $0.name == place.name
     }) {
@@ -114,8 +143,8 @@ package struct Compressor: Sendable {
 
   // MARK: Ratios
 
-  /// The rank of a ratio, rounded up to the multiplicity; nil for 1 and more, which
-  /// leave a layer as it is.
+  /// The rank or number of channels of a ratio, rounded up to the multiplicity; nil for 1 and more,
+  /// which leave a layer as it is.
   ///
   /// - Throws: `HalfstepError.invalidArgument` for a ratio that is not positive.
   package func units(_ position: Int, ratio: Double) throws(HalfstepError) -> Int? {
@@ -125,6 +154,10 @@ package struct Compressor: Sendable {
         "layer '\(layers[position].name)': expected a ratio above 0, got \(ratio)")
     }
     if ratio >= 1 { return nil }
+    if let pruner {
+      return rounded(
+        pruner.size(position, ratio: ratio), limit: layers[position].maximumUnits)
+    }
     let item = items[position]
     let rank = item.rank(ratio: ratio, options.metric)
     let largest = item.rank(ratio: 1, options.metric)
@@ -139,6 +172,7 @@ package struct Compressor: Sendable {
 
   /// The network's cost for a size of each layer, nil for those that stay.
   package func cost(units: [Int?]) -> Cost {
+    if let pruner { return pruner.cost(units) }
     var total = costs.total
     for (item, units) in zip(items, units) {
       guard let units else { continue }
@@ -181,6 +215,7 @@ package struct Compressor: Sendable {
           "layer '\(layer.name)': expected a size in 1...\(layer.maximumUnits), got \(units)")
       }
     }
+    if let pruner { return try pruner.prune(units, data, progress) }
     return try split(items, units, progress)
   }
 
@@ -298,6 +333,7 @@ package struct Compressor: Sendable {
   package func errorCurves(
     progress: (Double) throws(HalfstepError) -> Void = { _ in }
   ) throws(HalfstepError) -> [[Double]] {
+    if let pruner { return try pruner.ranked(data, progress).map(\.errors) }
     if let known = errors.values { return known }
     var curves = [[Double]?](repeating: nil, count: items.count)
     if let data {
@@ -329,6 +365,7 @@ package struct Compressor: Sendable {
     target: Double, progress: (Double) throws(HalfstepError) -> Void = { _ in }
   ) throws(HalfstepError) -> [Int?] {
     try Self.check(target)
+    if let pruner { return try select(pruner, target, progress) }
     let shares = try errorCurves(progress: progress)
     var sizes: [[Int?]] = []
     var choices: [[Knapsack.Choice]] = []
@@ -355,6 +392,26 @@ package struct Compressor: Sendable {
       throw unreachable(target, sizes.map { $0.count > 1 ? $0[1] : nil })
     }
     return zip(sizes, solution.picks).map { $0[$1] }
+  }
+
+  private func select(
+    _ pruner: ChannelPruner, _ target: Double, _ progress: (Double) throws(HalfstepError) -> Void
+  ) throws(HalfstepError) -> [Int?] {
+    let rankings = try pruner.ranked(data, progress)
+    var sizes: [[Int]] = []
+    for (position, ranking) in rankings.enumerated() {
+      var own: Set = [layers[position].maximumUnits]
+      for step in 1..<Self.steps {
+        let size = try units(position, ratio: Double(step) / Double(Self.steps)) ?? 1
+        own.insert(max(size, ranking.minimum))
+      }
+      sizes.append(own.sorted())
+    }
+    let budget = Int((target * Double(costs.total.value(options.metric))).rounded(.down))
+    guard let result = pruner.select(sizes, rankings, budget: budget) else {
+      throw unreachable(target, sizes.map { $0.first })
+    }
+    return result
   }
 
   /// Number of ratios at which the automatic choice looks.
@@ -385,6 +442,8 @@ package struct Compressor: Sendable {
     target: Double, curves: [GreedySelection.Curve], usesMonotonicFit: Bool
   ) throws(HalfstepError) -> [Int?] {
     try Self.check(target)
+    // Costs depend on which channels go.
+    if let pruner { _ = try pruner.ranked(data) }
     guard curves.count == layers.count else {
       throw HalfstepError(
         .invalidArgument,
@@ -434,6 +493,7 @@ package struct Compressor: Sendable {
 
   /// The ratio that a size amounts to.
   package func actualRatio(_ position: Int, _ units: Int) -> Double {
+    if pruner != nil { return Double(units) / Double(layers[position].maximumUnits) }
     let item = items[position]
     return Double(item.cost(rank: units).value(options.metric))
       / Double(item.cost.value(options.metric))

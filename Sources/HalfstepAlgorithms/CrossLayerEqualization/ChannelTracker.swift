@@ -50,8 +50,7 @@ struct ChannelTracker {
 
   private(set) var layers: [TrackedLayer] = []
   private(set) var bounds: [Bound] = []
-  private var parent: [Int] = []
-  private var pinned: [Bool] = []
+  private var sets = ChannelSets()
   private var tensors: [String: Channels] = [:]
   private let graph: Graph
   private let index: GraphIndex
@@ -78,30 +77,11 @@ struct ChannelTracker {
 
   /// The representative of a channel, or nil if its factor must be 1.
   mutating func variable(_ id: Int) -> Int? {
-    let root = find(id)
-    return pinned[root] ? nil : root
-  }
-
-  // MARK: Identifiers
-
-  private mutating func find(_ id: Int) -> Int {
-    var id = id
-    while parent[id] != id {
-      parent[id] = parent[parent[id]]
-      id = parent[id]
-    }
-    return id
-  }
-
-  private mutating func join(_ a: Int, _ b: Int) {
-    let (a, b) = (find(a), find(b))
-    guard a != b else { return }
-    parent[max(a, b)] = min(a, b)
-    if pinned[max(a, b)] { pinned[min(a, b)] = true }
+    sets.reason(id) == nil ? sets.find(id) : nil
   }
 
   private mutating func pin(_ tensor: String) {
-    for id in tensors[tensor]?.ids ?? [] { pinned[find(id)] = true }
+    for id in tensors[tensor]?.ids ?? [] { sets.pin(id) }
   }
 
   // MARK: Layers
@@ -121,9 +101,7 @@ struct ChannelTracker {
     } else {
       pin(layer.input)
     }
-    let outputs = Array(parent.count..<parent.count + layer.outputChannels)
-    parent += outputs
-    pinned += [Bool](repeating: false, count: outputs.count)
+    let outputs = Array(sets.add(layer.outputChannels))
     let axis: Axis =
       switch layer.kind {
       case .conv, .convTranspose: .second
@@ -297,7 +275,7 @@ struct ChannelTracker {
       let b = tensors[node.inputs[1]], a.ids.count == b.ids.count, a.axis == b.axis,
       !a.isFlattened, !b.isFlattened
     else { return false }
-    for (x, y) in zip(a.ids, b.ids) { join(x, y) }
+    for (x, y) in zip(a.ids, b.ids) { sets.join(x, y) }
     tensors[output] = a
     return true
   }

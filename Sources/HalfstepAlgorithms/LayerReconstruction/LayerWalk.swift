@@ -56,6 +56,8 @@ package final class LayerWalk {
   var outputs: OutputValidation?
   /// What the float network makes of the pieces that validate, once it was asked for.
   var knownOutputs: [OrderedDictionary<String, Tensor>]?
+  /// Whether both networks are still one, so that one run serves both.
+  private var isShared: Bool
   /// Slots of the live tensors of each piece.
   private var reference: [[String: ActivationStore.Slot]]
   private var simulated: [[String: ActivationStore.Slot]]
@@ -65,7 +67,7 @@ package final class LayerWalk {
   /// - Parameters:
   ///   - graph: The float network; valid and sorted.
   ///   - quantized: The same nodes; constants that are quantized but not rounded by the walk's user
-  ///     hold their rounded values.
+  ///     hold their rounded values. Nil if it is the float network until the first change.
   ///   - stops: Layers of `graph` in the order of their nodes.
   ///   - activations: Per-tensor grids of computed tensors in the quantized network; empty to keep
   ///     activations in float.
@@ -73,12 +75,13 @@ package final class LayerWalk {
   ///   - maximumBytes: Bytes of activations that are held in memory; more goes to a temporary file.
   ///   - rest: What to run behind a layer to compare candidates by the network's outputs; nil not to.
   package init(
-    graph: Graph, quantized: Graph, stops: [Stop], activations: [String: Encoding],
+    graph: Graph, quantized: Graph?, stops: [Stop], activations: [String: Encoding],
     data: ReconstructionData, maximumBytes: Int, rest: Rest? = nil
   ) {
     self.graph = graph
     self.index = GraphIndex(graph)
-    self.quantized = quantized
+    self.quantized = quantized ?? graph
+    isShared = quantized == nil && activations.isEmpty
     self.stops = stops
     self.activations = activations
     self.data = data
@@ -106,11 +109,11 @@ package final class LayerWalk {
     let segment = cuts.segments[position]
     if !segment.nodes.isEmpty {
       let float = try session(segment, graph, [:])
-      let rounded = try session(segment, quantized, activations)
+      let rounded = isShared ? nil : try session(segment, quantized, activations)
       for chunk in data.chunks.indices {
         try progress()
         try run(float, segment, chunk, &reference)
-        try run(rounded, segment, chunk, &simulated)
+        if let rounded { try run(rounded, segment, chunk, &simulated) }
       }
     }
     for name in segment.dropped {
@@ -137,11 +140,14 @@ package final class LayerWalk {
       }
       return (given, rounded ?? given)
     }
-    guard let float = reference[chunk][name], let rounded = simulated[chunk][name] else {
+    guard let float = reference[chunk][name],
+      let rounded = isShared ? float : simulated[chunk][name]
+    else {
       if let constant = graph.constant(name, index) { return (constant, constant) }
       throw HalfstepError(.internalError, "layer walk: tensor '\(name)' is not live")
     }
-    return (try store.get(float), try store.get(rounded))
+    let given = try store.get(float)
+    return (given, isShared ? given : try store.get(rounded))
   }
 
   /// Changes the quantized network at the current stop.
@@ -149,12 +155,20 @@ package final class LayerWalk {
     _ change: (inout Graph) throws(HalfstepError) -> Void
   ) throws(HalfstepError) {
     try change(&quantized)
+    guard isShared else { return }
+    isShared = false
+    for chunk in data.chunks.indices {
+      for (name, slot) in reference[chunk].sorted(by: { $0.key < $1.key }) {
+        simulated[chunk][name] = try store.put(try store.get(slot))
+      }
+    }
   }
 
   /// A tensor of the quantized network that is live at the current stop, or a given input.
   func simulatedTensor(_ name: String, _ chunk: Int) throws(HalfstepError) -> Tensor? {
     if let given = data.chunks[chunk][name] { return given }
-    return try simulated[chunk][name].map { (slot) throws(HalfstepError) in try store.get(slot) }
+    let live = isShared ? reference : simulated
+    return try live[chunk][name].map { (slot) throws(HalfstepError) in try store.get(slot) }
   }
 
   // MARK: Segments

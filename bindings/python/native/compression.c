@@ -72,11 +72,11 @@ static int shapes_acquire(PyObject *tuple, size_t count, shapes *out) {
 PyObject *core_compressor_create(PyObject *module, PyObject *args) {
   core_state *state = PyModule_GetState(module);
   PyObject *model_object, *ignored, *input_names, *input_shapes;
-  int scheme, metric;
+  int scheme, metric, importance, reconstructs;
   long long multiplicity;
-  if (!PyArg_ParseTuple(args, "OiiLO!O!O!:compressor_create", &model_object, &scheme, &metric,
+  if (!PyArg_ParseTuple(args, "OiiLO!O!O!ip:compressor_create", &model_object, &scheme, &metric,
                         &multiplicity, &PyTuple_Type, &ignored, &PyTuple_Type, &input_names,
-                        &PyTuple_Type, &input_shapes)) {
+                        &PyTuple_Type, &input_shapes, &importance, &reconstructs)) {
     return NULL;
   }
   handle_lock *lock;
@@ -99,6 +99,8 @@ PyObject *core_compressor_create(PyObject *module, PyObject *args) {
   options.scheme = scheme;
   options.metric = metric;
   options.multiplicity = multiplicity;
+  options.importance = importance;
+  options.without_reconstruction = !reconstructs;
   options.ignored_layers = layers.texts;
   options.ignored_layer_count = layers.count;
   options.input_names = inputs.texts;

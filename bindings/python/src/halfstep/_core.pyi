@@ -242,6 +242,8 @@ def compressor_create(
     ignored_layers: tuple[str, ...],
     input_names: tuple[str, ...],
     input_shapes: tuple[tuple[int, ...], ...],
+    importance: int,
+    reconstructs: bool,
     /,
 ) -> Compressor: ...
 def set_thread_count(count: int, /) -> None: ...

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# The ModelCompressor class: smaller networks by SVD.
-"""Compression: weight SVD, spatial SVD, and the choice of ratios."""
+# The ModelCompressor class: smaller networks by SVD and by channel pruning.
+"""Compression: weight SVD, spatial SVD, channel pruning, and the choice of ratios."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from . import _core
 from ._progress import Progress, Reporter
 from .model import Model
 
-_SCHEMES = {"weight_svd": 0, "spatial_svd": 1}
+_SCHEMES = {"weight_svd": 0, "spatial_svd": 1, "channel_pruning": 2}
+_IMPORTANCES = {"reconstruction": 0, "magnitude": 1}
 _METRICS = {"mac": 0, "memory": 1}
 #: Ratios at which `ModelCompressor.ratio_curves` looks, one more.
 _CURVE_STEPS = 64
@@ -35,7 +36,11 @@ class LayerCost(NamedTuple):
 
 
 class CompressibleLayer(NamedTuple):
-    """A layer that can be split."""
+    """A layer that can be split, or whose output channels can be pruned.
+
+    Layers whose outputs are added, or that are coupled in another way, lose the same channels: the
+    first of them stands for all.
+    """
 
     #: Node name, or operator and first output if the node has no name.
     name: str
@@ -47,7 +52,7 @@ class CompressibleLayer(NamedTuple):
     macs: int
     #: Elements of the weight.
     parameters: int
-    #: Largest rank.
+    #: Largest rank, or number of channels that can be pruned.
     maximum_rank: int
 
 
@@ -58,9 +63,9 @@ class CompressedLayer(NamedTuple):
     name: str
     #: Operator, such as ``"Conv"``.
     op_type: str
-    #: Rank; None if the layer stayed as it was.
+    #: Rank, or channels that stayed of those that can be pruned; None if none was chosen.
     rank: int | None
-    #: Largest rank; 0 if the layer cannot be split.
+    #: Largest rank or number of channels; 0 if the layer cannot be split or pruned.
     maximum_rank: int
     #: Multiply-accumulates before and after (of both layers if it was split).
     macs: tuple[int, int]
@@ -73,7 +78,8 @@ class CompressedLayer(NamedTuple):
     #: Name of the second layer's bias; None if it has none.
     bias: str | None
     #: Noise over signal of the layer's output on held-out rows, with the factors that are best for
-    #: the weight alone and with those that were kept; None without data.
+    #: the weight alone and with those that were kept; when it loses inputs, with its old weights and
+    #: with those that were kept. None without data.
     noise: tuple[float, float] | None
 
 
@@ -86,7 +92,7 @@ class CompressionStats(NamedTuple):
     macs: tuple[int, int]
     #: Elements of weights before and after.
     parameters: tuple[int, int]
-    #: Layers that cannot be split, and why.
+    #: Layers that cannot be split or pruned, and why.
     refusals: dict[str, str]
 
     @property
@@ -119,13 +125,14 @@ class ModelCompressor:
     ----------
     model : Model
         A trained network.
-    scheme : {"spatial_svd", "weight_svd"}
-        A vertical and a horizontal kernel instead of each kernel, or a 1×1 layer to fewer channels
-        before each layer (and two products instead of one).
+    scheme : {"spatial_svd", "weight_svd", "channel_pruning"}
+        A vertical and a horizontal kernel instead of each kernel, a 1×1 layer to fewer channels
+        before each layer (and two products instead of one), or fewer output channels of layers: a
+        layer's ratio is then the share of its channels that stays, and sizes are their number.
     cost_metric : {"mac", "memory"}
         What ratios speak of: compressed cost over original cost.
     multiplicity : int
-        Ranks are rounded up to multiples of this.
+        Ranks and numbers of channels are rounded up to multiples of this.
     layers_to_ignore : iterable of str
         Layers that stay as they are, by node name, weight, or weight without ``.weight``.
     input_shapes : mapping of str to tuple of int
@@ -135,6 +142,13 @@ class ModelCompressor:
         minimize the error of its output behind the layers that were split before it, the bias takes
         the means, and `select` goes by what ranks do to the layers' outputs. Factors that are best
         for the weight alone stay where they do better on rows that were held out.
+    importance : {"reconstruction", "magnitude"}
+        Which channels go first in channel pruning: those that the layers reading them miss least once
+        the other channels make up for them, or those that are read with the smallest squared weights.
+        The first needs data.
+    reconstruct : bool
+        Whether channel pruning fits the layers that lose inputs to the channels that are left, which
+        needs data. New weights that do no better on rows that were held out are not kept.
 
     Raises
     ------
@@ -147,6 +161,7 @@ class ModelCompressor:
     arXiv:1405.3866
     Zhang et al., "Accelerating Very Deep Convolutional Networks for Classification and Detection",
     2015. arXiv:1505.06798
+    He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", 2017. arXiv:1707.06168
 
     Examples
     --------
@@ -163,13 +178,15 @@ class ModelCompressor:
     def __init__(
         self,
         model: Model,
-        scheme: Literal["spatial_svd", "weight_svd"] = "spatial_svd",
+        scheme: Literal["spatial_svd", "weight_svd", "channel_pruning"] = "spatial_svd",
         *,
         cost_metric: Literal["mac", "memory"] = "mac",
         multiplicity: int = 1,
         layers_to_ignore: Iterable[str] = (),
         input_shapes: Mapping[str, tuple[int, ...]] | None = None,
         data: Any = None,
+        importance: Literal["reconstruction", "magnitude"] = "reconstruction",
+        reconstruct: bool = True,
     ) -> None:
         from .errors import InvalidArgumentError
 
@@ -178,6 +195,10 @@ class ModelCompressor:
         if cost_metric not in _METRICS:
             raise InvalidArgumentError(
                 f"cost_metric: expected one of {list(_METRICS)}, got {cost_metric!r}"
+            )
+        if importance not in _IMPORTANCES:
+            raise InvalidArgumentError(
+                f"importance: expected one of {list(_IMPORTANCES)}, got {importance!r}"
             )
         if multiplicity < 1:
             raise InvalidArgumentError(f"multiplicity: expected 1 or more, got {multiplicity}")
@@ -190,8 +211,10 @@ class ModelCompressor:
             tuple(layers_to_ignore),
             tuple(shapes),
             tuple(tuple(int(extent) for extent in shape) for shape in shapes.values()),
+            _IMPORTANCES[importance],
+            reconstruct,
         )
-        #: Layers that can be split, in the order in which they run.
+        #: Layers that can be split or pruned, in the order in which they run.
         self.layers = tuple(CompressibleLayer(*layer) for layer in self._handle.layers())
         if data is not None:
             from .rounding import _joined
@@ -205,7 +228,7 @@ class ModelCompressor:
 
     @property
     def refusals(self) -> dict[str, str]:
-        """Layers that cannot be split, and why."""
+        """Layers that cannot be split or pruned, and why."""
         return dict(self._handle.refusals())
 
     def rank(self, layer: str, ratio: float) -> int:
@@ -245,10 +268,10 @@ class ModelCompressor:
         Parameters
         ----------
         ratios : mapping of str to float, or float
-            Cost wanted over original cost of each layer, or of all layers; 1 and more leave a
-            layer as it is.
+            Cost wanted over original cost of each layer, or of all layers; in channel pruning the
+            share of the layer's channels that stays. 1 and more leave a layer as it is.
         ranks : mapping of str to int
-            Ranks of layers instead of ratios, as from `select`.
+            Ranks of layers, or numbers of channels, instead of ratios, as from `select`.
         progress : bool or callable
             Whether to show a bar, or a callback that cancels by returning False.
 
@@ -260,6 +283,8 @@ class ModelCompressor:
         ------
         InvalidArgumentError, UnknownNameError, UnsupportedOperatorError, NonFiniteValueError,
         CancelledError
+        EmptyStatisticsError
+            Without data, for channel pruning that needs some.
         """
         from .errors import InvalidArgumentError
 
@@ -308,8 +333,9 @@ class ModelCompressor:
     def error_curves(self, *, progress: bool | Progress = False) -> dict[str, tuple[float, ...]]:
         """The share of each layer that each rank loses when nothing else is compressed.
 
-        Of the power of the layer's output around its mean with data, else of its squared weight.
-        The first call does the work; `select` counts as one.
+        Of the power of the layer's output around its mean with data, else of its squared weight. In
+        channel pruning the sum over the layers that read the channels, so that it may exceed 1. The
+        first call does the work; `select` counts as one.
 
         Parameters
         ----------
