@@ -172,7 +172,7 @@ private struct Moments {
   mutating func add(_ position: Int, _ problem: LayerProblem) throws(HalfstepError) {
     let layout = problem.layer.layout
     let columns = layout.columns
-    let statistics = try GramRounding.statistics(of: problem)
+    let statistics = try GramRounding.statistics(of: problem, keepsCross: false)
     let maps = maps(position)
     var parts = maps.map { [Double](repeating: 0, count: sums[$0.unit].count) }
     var total = 0.0

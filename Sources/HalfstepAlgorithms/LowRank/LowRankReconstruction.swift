@@ -42,27 +42,10 @@ struct LowRankReconstruction {
     _ items: [LowRankLayer], _ progress: (Double) throws(HalfstepError) -> Void,
     _ body: (Int, LayerProblem, LayerWalk) throws(HalfstepError) -> Void
   ) throws(HalfstepError) {
-    var options = LayerReconstruction.Options(configuration: RuntimeConfiguration())
-    options.maximumRows = Self.maximumRows
-    let walk = LayerWalk(
-      graph: graph, quantized: graph,
-      stops: items.map { LayerWalk.Stop(layer: $0.layer, weight: $0.weightName) }, activations: [:],
-      data: data, maximumBytes: options.maximumBytes)
-    func tell(_ share: Double) throws(HalfstepError) {
-      try progress((Double(max(walk.position, 0)) + share) / Double(max(items.count, 1)))
-    }
-    // Nothing is quantized here: no method asks for these.
-    let spec = QuantizerSpec(bits: 16, isSymmetric: true)
-    let grid = try Encoding(
-      bits: 16, isSigned: true, isSymmetric: true, scales: [1], zeroPoints: [0])
-    while try walk.advance(progress: { () throws(HalfstepError) in try tell(0) }) {
-      try withoutActuallyEscaping(tell) { tell throws(HalfstepError) in
-        let problem = try LayerProblem(
-          walk, spec: spec, nearest: grid, options: options, report: tell)
-        try body(walk.position, problem, walk)
-      }
-    }
-    try progress(1)
+    var visits = LayerVisits(graph: graph, data: data)
+    visits.maximumRows = Self.maximumRows
+    try visits.forEach(
+      items.map { LayerWalk.Stop(layer: $0.layer, weight: $0.weightName) }, progress, body)
   }
 
   /// The share of each layer's output power that each rank loses when nothing else is split.

@@ -11,7 +11,7 @@ import Testing
     // Powers 4, 1 and 9, nothing in common: what goes is lost, 1 then 1 + 4 then all 14.
     let found = try ChannelElimination([4, 0, 0, 0, 1, 0, 0, 0, 9], count: 3)
     #expect(found.order == [2, 0, 1])
-    for (error, expected) in zip(found.errors, [14, 5, 1, 0]) {
+    for (error, expected) in zip(found.errors, [14.0, 5, 1, 0]) {
       // The ridge of 1e-7 of the mean power.
       #expect(abs(error - expected) <= 1e-5)
     }
@@ -22,7 +22,7 @@ import Testing
     // pair's 2·z0, of power 4, goes.
     let found = try ChannelElimination([1, 1, 0, 1, 1, 0, 0, 0, 9], count: 3)
     #expect(found.order.first == 2)
-    for (error, expected) in zip(found.errors, [13, 4, 0, 0]) {
+    for (error, expected) in zip(found.errors, [13.0, 4, 0, 0]) {
       #expect(abs(error - expected) <= 1e-5)
     }
   }

@@ -263,7 +263,7 @@ import Testing
     return try TextGraph.make(lines)
   }
 
-  @Test(arguments: 0..<40)
+  @Test(arguments: Array(UInt64(0)..<40))
   func randomNetworks(_ seed: UInt64) throws {
     let graph = try Self.random(seed)
     let compressor = try compressor(graph)
