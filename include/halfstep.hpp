@@ -567,8 +567,8 @@ struct Compressed {
   int64_t parameters_after;
 };
 
-/// Compresses a model, as often as wanted. Sizes are ranks or numbers of channels, 0 for layers that
-/// stay.
+/// Compresses a model, as often as wanted. Sizes are ranks or numbers of channels, 0 for layers
+/// that stay.
 class Compressor {
  public:
   explicit Compressor(const Model &model, const CompressionOptions &options = {}) {

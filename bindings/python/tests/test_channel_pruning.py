@@ -84,7 +84,7 @@ def chain():
 
 
 def run(model, x):
-    session = onnxruntime.InferenceSession(model.serialize(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model.to_bytes(), providers=["CPUExecutionProvider"])
     return session.run(None, {"x": x})[0]
 
 
@@ -112,9 +112,7 @@ def test_random_networks_run_alike_in_onnxruntime(seed):
     assert stats.mac_ratio <= 0.6
     # Two engines' float sums over a few hundred terms.
     expected = run(smaller, x)
-    np.testing.assert_allclose(
-        smaller.run(x)["y"], expected, rtol=0, atol=1e-4 * np.ptp(expected)
-    )
+    np.testing.assert_allclose(smaller.run(x)["y"], expected, rtol=0, atol=1e-4 * np.ptp(expected))
     # Channels by data do better than by weights, on pictures that nothing was learned from.
     plain = halfstep.ModelCompressor(
         model, "channel_pruning", importance="magnitude", reconstruct=False

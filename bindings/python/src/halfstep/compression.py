@@ -78,8 +78,8 @@ class CompressedLayer(NamedTuple):
     #: Name of the second layer's bias; None if it has none.
     bias: str | None
     #: Noise over signal of the layer's output on held-out rows, with the factors that are best for
-    #: the weight alone and with those that were kept; when it loses inputs, with its old weights and
-    #: with those that were kept. None without data.
+    #: the weight alone and with those that were kept; when it loses inputs, with its old weights
+    #: and with those that were kept. None without data.
     noise: tuple[float, float] | None
 
 
@@ -143,12 +143,12 @@ class ModelCompressor:
         the means, and `select` goes by what ranks do to the layers' outputs. Factors that are best
         for the weight alone stay where they do better on rows that were held out.
     importance : {"reconstruction", "magnitude"}
-        Which channels go first in channel pruning: those that the layers reading them miss least once
-        the other channels make up for them, or those that are read with the smallest squared weights.
-        The first needs data.
+        Which channels go first in channel pruning: those that the layers reading them miss least
+        once the other channels make up for them, or those that are read with the smallest squared
+        weights. The first needs data.
     reconstruct : bool
-        Whether channel pruning fits the layers that lose inputs to the channels that are left, which
-        needs data. New weights that do no better on rows that were held out are not kept.
+        Whether channel pruning fits the layers that lose inputs to the channels that are left,
+        which needs data. New weights that do no better on rows that were held out are not kept.
 
     Raises
     ------
