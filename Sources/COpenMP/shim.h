@@ -10,3 +10,5 @@ int omp_get_num_threads(void);
 int omp_get_max_threads(void);
 int omp_in_parallel(void);
 void omp_set_num_threads(int threads);
+// Ends the calling thread's pool (2: and frees all that belongs to it); not 0 in a parallel region.
+int omp_pause_resource_all(unsigned kind);

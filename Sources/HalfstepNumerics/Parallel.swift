@@ -3,6 +3,12 @@
 
 import COpenMP
 
+#if canImport(Glibc)
+  import Glibc
+#elseif canImport(Darwin)
+  import Darwin
+#endif
+
 /// Parallel loops over index ranges.
 package enum Parallel {
   /// Runs `body` over disjoint ranges that cover `0..<count`, one range per thread.
@@ -23,6 +29,7 @@ package enum Parallel {
       body(0, 0..<count)
       return
     }
+    prepareForForks()
     withoutActuallyEscaping(body) { body in
       var job = Job(count: count, parts: threads, body: body)
       withUnsafeMutablePointer(to: &job) { pointer in
@@ -57,6 +64,20 @@ package enum Parallel {
   package static func setMaximumThreads(_ count: Int) {
     omp_set_num_threads(Int32(clamping: max(count, 1)))
   }
+
+  /// Makes sure that a child of `fork` can use threads; called before the first ones start.
+  ///
+  /// A child has no threads but the one that forked, while its copy of OpenMP's state says that they
+  /// wait for work: its first parallel loop would never end. So the forking thread lets go of its
+  /// threads before it forks; parent and child start new ones when they need them.
+  package static func prepareForForks() { _ = forkHandler }
+
+  private static let forkHandler: Int32 = pthread_atfork(
+    {
+      // The pause forgets what the thread had been told.
+      let threads = omp_get_max_threads()
+      if omp_pause_resource_all(2) == 0 { omp_set_num_threads(threads) }
+    }, nil, nil)
 
   private struct Job {
     let count: Int

@@ -27,11 +27,7 @@ package enum AtomicFile {
   ///
   /// - Throws: `HalfstepError.fileAccess` naming the path if it cannot be read or has 2 GiB or more.
   package static func read(_ path: String) throws(HalfstepError) -> [UInt8] {
-    let buffer = try FileBuffer(path: path)
-    guard buffer.bytes.count < readLimit else {
-      throw HalfstepError(
-        .fileAccess, "cannot read '\(path)': \(buffer.bytes.count) bytes are too many")
-    }
+    let buffer = try FileBuffer(path: path, limit: readLimit)
     return Array(buffer.bytes)
   }
 }

@@ -2,6 +2,7 @@
 // The bytes of a file in memory, which can be given back piece by piece.
 
 import HalfstepNumerics
+import HalfstepRuntime
 
 #if canImport(Glibc)
   import Glibc
@@ -22,8 +23,11 @@ final class FileBuffer: @unchecked Sendable {
 
   /// Reads a file.
   ///
-  /// - Throws: `HalfstepError.fileAccess` naming the path; `.outOfMemory`.
-  init(path: String) throws(HalfstepError) {
+  /// - Parameter limit: Largest number of bytes that is read.
+  /// - Throws: `HalfstepError.fileAccess` naming the path, also for a file beyond the limit, or
+  ///   2 GiB from a pipe or a device, which may never end; `.outOfMemory`, also for a file beyond
+  ///   three quarters of the machine's memory.
+  init(path: String, limit: Int = .max) throws(HalfstepError) {
     let descriptor = try openForReading(path)
     defer { close(descriptor) }
     var status = stat()
@@ -33,15 +37,28 @@ final class FileBuffer: @unchecked Sendable {
     guard status.st_mode & S_IFMT != S_IFDIR else {
       throw HalfstepError(.fileAccess, "cannot read '\(path)': it is a folder")
     }
+    let size = Int(status.st_size)
+    guard size < limit else {
+      throw HalfstepError(.fileAccess, "cannot read '\(path)': \(size) bytes are too many")
+    }
+    guard size < SystemMemory.limit else {
+      throw HalfstepError(
+        .outOfMemory,
+        "cannot read '\(path)': \(size) bytes exceed three quarters of the memory")
+    }
     // Pipes and the like have no size; the buffer doubles for them.
-    var capacity = max(Int(status.st_size) + 1, 1 << 16)
+    let isOrdinary = status.st_mode & S_IFMT == S_IFREG
+    let most = min(limit, isOrdinary ? SystemMemory.limit : Self.streamLimit)
+    var capacity = max(size + 1, 1 << 16)
     var start = try Self.map(capacity, path)
     var count = 0
     while true {
       if count == capacity {
-        let (doubled, overflow) = capacity.multipliedReportingOverflow(by: 2)
+        let doubled = min(capacity * 2, most)
         do throws(HalfstepError) {
-          guard !overflow else { throw HalfstepError(.outOfMemory, "cannot read '\(path)'") }
+          guard doubled > capacity else {
+            throw HalfstepError(.fileAccess, "cannot read '\(path)': it does not end")
+          }
           let larger = try Self.map(doubled, path)
           larger.copyMemory(from: start, byteCount: count)
           munmap(start, capacity)
@@ -66,6 +83,9 @@ final class FileBuffer: @unchecked Sendable {
     mappedCount = capacity
     bytes = UnsafeRawBufferPointer(start: start, count: count)
   }
+
+  /// Bytes that are read from what has no size.
+  private static let streamLimit = 1 << 31
 
   private static func map(
     _ count: Int, _ path: String

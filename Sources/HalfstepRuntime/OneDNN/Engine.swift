@@ -18,6 +18,7 @@ final class Engine: @unchecked Sendable {
   static func shared() throws(HalfstepError) -> Engine { try instance.get() }
 
   private init() throws(HalfstepError) {
+    Parallel.prepareForForks()
     var engine: OpaquePointer?
     try Self.check(dnnl_engine_create(&engine, dnnl_cpu, 0), "creating an engine")
     guard let engine else { throw HalfstepError(.internalError, "oneDNN: no CPU engine") }

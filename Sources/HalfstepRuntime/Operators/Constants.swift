@@ -69,10 +69,11 @@ let constantOperators: [String: OperatorBuilder] = [
         try wide.withElements(.float64) { (v: UnsafeBufferPointer<Double>) in v[0] })
     }
     let count = ((numbers[1] - numbers[0]) / numbers[2]).rounded(.up)
-    guard numbers[2] != 0, count.isFinite, count < Double(1 << 24) else {
+    guard numbers[2] != 0, count < Double(1 << 24) else {
       throw HalfstepError(.invalidGraph, "range \(numbers): too many elements")
     }
-    let total = max(0, Int(count))
+    // An end on the wrong side of the start, however far, makes an empty range.
+    let total = Int(max(0, count))
     let values = (0..<total).map { numbers[0] + Double($0) * numbers[2] }
     let tensor = try Tensor(elements: values, .float64, shape: [total])
     let result = try Conversion.convert(tensor, to: bounds[0].dataType)

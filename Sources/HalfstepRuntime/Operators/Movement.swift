@@ -331,6 +331,8 @@ extension Lowering {
     let count = indices.count
     let isLong = indices.dataType == .int64
     let label = node.label
+    // Nothing to copy: an outer axis may then have any extent, since no element backs it.
+    let rows = run == 0 ? 0 : outer
     emit("Gather", reads: [value, indices], writes: [result]) { () throws(HalfstepError) in
       let (from, list, to) = (try buffers.0.bytes, try buffers.1.bytes, try buffers.2.bytes)
       for position in 0..<count {
@@ -344,7 +346,7 @@ extension Lowering {
             node: label)
         }
         let index = given < 0 ? given + extent : given
-        for row in 0..<outer {
+        for row in 0..<rows {
           (to + (row * count + position) * run).copyMemory(
             from: from + (row * extent + index) * run, byteCount: run)
         }

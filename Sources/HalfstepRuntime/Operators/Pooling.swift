@@ -64,7 +64,10 @@ extension Lowering {
     // oneDNN counts all padding that a window touches, ONNX only what is declared; a window that
     // ends early would need a negative padding.
     let exceedsPadding = zip(touched, geometry.padEnd).contains { $0 > $1 }
-    if value.rank > 5 || isDilated || touched.contains(where: { $0 < 0 })
+    // oneDNN visits every tap, those in the padding as well.
+    let taps = try Shape(geometry.kernel).elementCount
+    let isMostlyPadding = taps > Self.largeWindow && taps > geometry.input.reduce(1, *)
+    if value.rank > 5 || isDilated || isMostlyPadding || touched.contains(where: { $0 < 0 })
       || (!isMax && includesPadding && exceedsPadding)
       || zip(touched, geometry.kernel).contains(where: { $0 >= $1 })
     {
@@ -77,6 +80,9 @@ extension Lowering {
       includesPadding ? dnnl_pooling_avg_include_padding : dnnl_pooling_avg_exclude_padding
     return try pool(value, to: shape, window, isMax ? dnnl_pooling_max : average)
   }
+
+  /// Taps of a window from which it matters how many of them lie in the padding.
+  private static let largeWindow = 1 << 12
 
   fileprivate struct Window {
     let kernel: [Int]
@@ -121,10 +127,13 @@ extension Lowering {
     let (source, target) = (value.buffer, result.buffer)
     let planes = shape[0] * shape[1]
     let inputStrides = try Shape(geometry.input).strides
-    let kernelCount = try Shape(geometry.kernel).elementCount
     let inputSize = geometry.input.reduce(1, *)
     let outputSize = geometry.output.reduce(1, *)
     let rank = geometry.input.count
+    let taps = (0..<rank).map { axis in
+      (0..<geometry.output[axis]).map { Taps(geometry, axis: axis, position: $0) }
+    }
+    let steps = (0..<rank).map { geometry.dilations[$0] * inputStrides[$0] }
     emit("pool", reads: [value], writes: [result]) { () throws(HalfstepError) in
       let from = try source.floats
       let to = try target.floats
@@ -132,33 +141,24 @@ extension Lowering {
         for plane in range {
           var position = CounterIndex(geometry.output)
           for index in 0..<outputSize {
+            var first = plane * inputSize
+            var counted = 1
+            var extents: [Int] = []
+            for axis in 0..<rank {
+              let window = taps[axis][position.turns[axis]]
+              first += window.start * inputStrides[axis]
+              counted *= window.declaredCount
+              extents.append(window.count)
+            }
+            let inside = extents.reduce(1, *)
+            var walk = OdometerIndex(extents, [steps])
             var best = -Float.infinity
             var sum: Float = 0
-            var inside = 0
-            var counted = 0
-            var tap = CounterIndex(geometry.kernel)
-            for _ in 0..<kernelCount {
-              var offset = 0
-              var isInside = true
-              var isDeclared = true
-              for axis in 0..<rank {
-                let place =
-                  position.turns[axis] * geometry.strides[axis]
-                  + tap.turns[axis] * geometry.dilations[axis] - geometry.padBegin[axis]
-                if place < 0 || place >= geometry.input[axis] {
-                  isInside = false
-                  if place >= geometry.input[axis] + geometry.padEnd[axis] { isDeclared = false }
-                }
-                offset += place * inputStrides[axis]
-              }
-              if isInside {
-                let element = from[plane * inputSize + offset]
-                best = element > best || element.isNaN ? element : best
-                sum += element
-                inside += 1
-              }
-              if isDeclared { counted += 1 }
-              tap.advance()
+            for _ in 0..<inside {
+              let element = from[first + walk.offsets[0]]
+              best = element > best || element.isNaN ? element : best
+              sum += element
+              walk.advance()
             }
             let divisor = includesPadding ? counted : inside
             to[plane * outputSize + index] = isMax ? best : sum / Float(max(divisor, 1))
@@ -168,6 +168,29 @@ extension Lowering {
       }
     }
     return result
+  }
+}
+
+/// The part of a window that lies on the input, along one axis.
+private struct Taps {
+  /// Coordinate of the first tap on the input.
+  let start: Int
+  /// Taps on the input.
+  let count: Int
+  /// Taps on the input or the declared padding.
+  let declaredCount: Int
+
+  init(_ geometry: WindowGeometry, axis: Int, position: Int) {
+    let (kernel, step) = (geometry.kernel[axis], geometry.dilations[axis])
+    let origin = position * geometry.strides[axis] - geometry.padBegin[axis]
+    // Number of taps that lie before a coordinate.
+    func taps(before end: Int) -> Int {
+      end <= origin ? 0 : min((end - origin + step - 1) / step, kernel)
+    }
+    let first = taps(before: 0)
+    start = origin + first * step
+    count = taps(before: geometry.input[axis]) - first
+    declaredCount = taps(before: geometry.input[axis] + geometry.padEnd[axis])
   }
 }
 

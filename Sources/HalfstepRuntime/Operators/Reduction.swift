@@ -47,6 +47,49 @@ let reductionOperators: [String: OperatorBuilder] = {
   return table
 }()
 
+/// The elements that one result of a reduction is made of, as runs with a constant stride.
+///
+/// A list of all offsets would take twice the memory of the tensor itself.
+private struct ReducedElements {
+  /// Elements of a result.
+  let count: Int
+  /// Elements of a run, and the distance between them.
+  let runLength: Int
+  let runStride: Int
+  /// Extents and strides of the loops around the runs.
+  private let extents: [Int]
+  private let strides: [Int]
+
+  /// - Parameters:
+  ///   - extents: Extents of the axes that are reduced, outermost first.
+  ///   - strides: Elements between neighbors along each of them.
+  init(_ extents: [Int], _ strides: [Int]) {
+    count = extents.contains(0) ? 0 : extents.reduce(1, *)
+    var loops: [(extent: Int, stride: Int)] = []
+    for (extent, stride) in zip(extents, strides) where extent != 1 {
+      if let last = loops.last, last.stride == stride * extent {
+        loops[loops.count - 1] = (last.extent * extent, stride)
+      } else {
+        loops.append((extent, stride))
+      }
+    }
+    let run = loops.popLast() ?? (extent: 1, stride: 0)
+    (runLength, runStride) = (run.extent, run.stride)
+    self.extents = loops.map(\.extent)
+    self.strides = loops.map(\.stride)
+  }
+
+  /// Where the runs begin; none if there are no elements.
+  func runOffsets() -> [Int] {
+    guard count > 0 else { return [] }
+    var position = OdometerIndex(extents, [strides])
+    return (0..<count / runLength).map { _ in
+      defer { position.advance() }
+      return position.offsets[0]
+    }
+  }
+}
+
 /// x to the power y; here so that other files need not import the C library.
 func powerOf(_ x: Float, _ y: Float) -> Float { powf(x, y) }
 
@@ -74,25 +117,19 @@ extension Lowering {
     let outerAxes = (0..<value.rank).filter { !reduced.contains($0) }
     let outerExtents = outerAxes.map { value.shape[$0] }
     let outerStrides = outerAxes.map { strides[$0] }
-    let innerExtents = axes.map { value.shape[$0] }
-    let innerStrides = axes.map { strides[$0] }
-    let count = innerExtents.reduce(1, *)
+    let walk = ReducedElements(axes.map { value.shape[$0] }, axes.map { strides[$0] })
     let total = shape.elementCount
     let result = try makeValue(shape)
     let (source, target) = (value.buffer, result.buffer)
     emit("\(reduction)", reads: [value], writes: [result]) { () throws(HalfstepError) in
+      if total == 0 { return }
       let from = try source.floats
       let to = try target.floats
-      var offsets = [Int](repeating: 0, count: count)
-      var walk = OdometerIndex(innerExtents, [innerStrides])
-      for index in 0..<count {
-        offsets[index] = walk.offsets[0]
-        walk.advance()
-      }
-      Parallel.forEachRange(total, grain: max(1, (1 << 13) / max(count, 1))) { _, range in
+      let offsets = walk.runOffsets()
+      Parallel.forEachRange(total, grain: max(1, (1 << 13) / max(walk.count, 1))) { _, range in
         var position = OdometerIndex(outerExtents, [outerStrides], start: range.lowerBound)
         for index in range {
-          to[index] = Self.reduce(from + position.offsets[0], offsets, reduction)
+          to[index] = Self.reduce(from + position.offsets[0], offsets, walk, reduction)
           position.advance()
         }
       }
@@ -101,16 +138,21 @@ extension Lowering {
   }
 
   private static func reduce(
-    _ from: UnsafePointer<Float>, _ offsets: [Int], _ reduction: Reduction
+    _ from: UnsafePointer<Float>, _ offsets: [Int], _ walk: ReducedElements, _ reduction: Reduction
   ) -> Float {
     func fold(_ start: Double, _ body: (Double, Double) -> Double) -> Double {
       var state = start
-      for offset in offsets { state = body(state, Double(from[offset])) }
+      for offset in offsets {
+        let run = from + offset
+        for index in 0..<walk.runLength {
+          state = body(state, Double(run[index * walk.runStride]))
+        }
+      }
       return state
     }
     switch reduction {
     case .sum: return Float(fold(0) { $0 + $1 })
-    case .mean: return Float(fold(0) { $0 + $1 } / Double(offsets.count))
+    case .mean: return Float(fold(0) { $0 + $1 } / Double(walk.count))
     case .maximum: return Float(fold(-.infinity) { $1 > $0 || $1.isNaN ? $1 : $0 })
     case .minimum: return Float(fold(.infinity) { $1 < $0 || $1.isNaN ? $1 : $0 })
     case .product: return Float(fold(1) { $0 * $1 })

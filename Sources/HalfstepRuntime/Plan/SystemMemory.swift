@@ -8,10 +8,10 @@
 #endif
 
 /// How much memory intermediate tensors may take.
-enum SystemMemory {
+package enum SystemMemory {
   /// Three quarters of the machine's memory, at most 64 GiB: plans beyond it are refused before
   /// anything is allocated.
-  static let limit: Int = {
+  package static let limit: Int = {
     let ceiling = 64 << 30
     let pages = sysconf(Int32(_SC_PHYS_PAGES))
     let pageSize = sysconf(Int32(_SC_PAGESIZE))
