@@ -12,7 +12,7 @@ import OrderedCollections
 /// float one on average may move what counts behind the next activation function the wrong way. So
 /// the rest of the network runs on some samples, in float or quantized, as `LayerWalk.Rest` says. They
 /// are from all over the data: few candidates are compared, so that samples which were learned from
-/// tell as well, and held-out ones alone are too few (12 photos chose worse than 32). Not safe for concurrent use; valid until the walk goes on.
+/// tell as well, and of small data held-out pieces alone would be too few. Not safe for concurrent use; valid until the walk goes on.
 final class OutputValidation {
   /// Samples that are run at most.
   static let maximumSamples = 32

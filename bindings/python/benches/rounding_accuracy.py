@@ -58,6 +58,9 @@ SETTINGS: dict[str, Setting] = {
     "lite0: W4A8 per channel, nearest": Setting("lite0", 4, "nearest"),
     "lite0: W4A8 per channel, seq-MSE": Setting("lite0", 4, "sequential_mse"),
     "lite0: W4A8 per channel, gram": Setting("lite0", 4, "gram"),
+    "lite0: W4A8 per channel, without data": Setting("lite0", 4, "data-free"),
+    "lite0: W4A8 per channel, biases without data": Setting("lite0", 4, "analytic"),
+    "lite0: W4A8 per channel, gram, min_max": Setting("lite0", 4, "gram", scheme="min_max"),
     "lite0: W4A8 per channel, gram, mse ranges": Setting("lite0", 4, "gram", scheme="mse"),
     "lite0: W4A8 per channel, gram, sqnr, no CLE": Setting("lite0", 4, "gram", equalize=False),
     "lite0: W4A8 per channel, gram, min_max, no CLE": Setting(
@@ -72,6 +75,8 @@ SETTINGS: dict[str, Setting] = {
     "lite0: W4A8 per tensor, auto": Setting("lite0", 4, "auto", "default"),
     "lite0: W8A8 per tensor, nearest": Setting("lite0", 8, "nearest", "default"),
     "lite0: W8A8 per tensor, bias correction": Setting("lite0", 8, "biases", "default"),
+    "lite0: W8A8 per tensor, biases without data": Setting("lite0", 8, "analytic", "default"),
+    "lite0: W8A8 per channel, biases without data": Setting("lite0", 8, "analytic"),
     "lite0: W8A8 per channel, nearest": Setting("lite0", 8, "nearest"),
     "lite0: W8A8 per channel, bias correction": Setting("lite0", 8, "biases"),
     "lite0: W8A8 per channel, gram": Setting("lite0", 8, "gram"),
@@ -163,8 +168,10 @@ def measure(setting: Setting, model_path: Path, folder: Path) -> dict[str, Any]:
     }
     before = resident("VmRSS")
     start, processor = time.perf_counter(), time.process_time()
-    if setting.method == "biases":
-        model.correct_biases(calibration, **arguments)
+    if setting.method in ("biases", "analytic"):
+        model.correct_biases(calibration if setting.method == "biases" else None, **arguments)
+    elif setting.method == "data-free":
+        model.adaround(None, **arguments)
     elif setting.method != "nearest":
         model.adaround(calibration, method=setting.method, **arguments, **setting.arguments)
     cost = {

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+# AdaRound beside AIMET's: seconds an iteration, layer by layer, and of a whole network.
+"""Measure AdaRound beside aimet-onnx: seconds an iteration, one layer at a time.
+
+For each layer both run AdaRound on that layer alone, W4 per channel, with ``--few`` and with
+``--iterations`` iterations; the difference over the number of iterations between them is what one
+costs, without what comes before the first. AIMET takes 32 samples an iteration, its default,
+Halfstep 512 output positions (see ``AdaRoundOptions``). A whole network is extrapolated as the sum
+over the measured layers of ``--network-iterations`` iterations each, for both; ``gram`` is measured
+as it is.
+
+    python aimet_adaround.py --model net.onnx --inputs inputs.npz --array calib \
+        --aimet-python .build/venv-aimet/bin/python --layer layer1.0.conv1
+
+Batch norms are folded first, by Halfstep, for both. Without ``--layer`` all layers are measured,
+which takes AIMET hours for a network such as ResNet18.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def aimet(arguments: argparse.Namespace) -> dict[str, float]:
+    """Seconds of AIMET's AdaRound on a layer for each number of iterations; in its environment."""
+    import logging
+
+    import onnx
+
+    logging.disable(logging.WARNING)
+    from aimet_onnx.adaround.adaround_weight import Adaround
+    from aimet_onnx.common.quantsim_config.utils import get_path_for_per_channel_config
+    from aimet_onnx.quantsim import QuantizationSimModel
+
+    samples = np.load(arguments.inputs)[arguments.array]
+    batch = arguments.aimet_batch
+    seconds = {}
+    for iterations in (arguments.few, arguments.iterations):
+        model = onnx.load(arguments.model)
+        name = model.graph.input[0].name
+        sim = QuantizationSimModel(
+            model,
+            param_type="int4",
+            activation_type="int8",
+            quant_scheme="min_max",
+            config_file=get_path_for_per_channel_config(),
+            providers=["CPUExecutionProvider"],
+        )
+        inputs = [{name: samples[start : start + batch]} for start in range(0, len(samples), batch)]
+        sim.compute_encodings(inputs[:1])
+        start = time.perf_counter()
+        Adaround.apply_adaround(sim, inputs, iterations, nodes_to_include=[arguments.worker])
+        seconds[str(iterations)] = time.perf_counter() - start
+    return seconds
+
+
+def halfstep_layer(
+    model, samples: np.ndarray, layer: str, counts: tuple[int, int]
+) -> dict[str, float]:
+    """Seconds of our gradient AdaRound on a layer for each number of iterations."""
+    others = [other.name for other in model.inspect() if other.name != layer]
+    seconds = {}
+    for iterations in counts:
+        copy = model.copy()
+        start = time.perf_counter()
+        copy.adaround(samples, method="gradient", iterations=iterations, excluded_layers=others)
+        seconds[str(iterations)] = time.perf_counter() - start
+    return seconds
+
+
+def per_iteration(seconds: dict[str, float]) -> float:
+    """Seconds of one iteration from those of two numbers of them."""
+    (few, first), (many, second) = sorted((int(count), time) for count, time in seconds.items())
+    return (second - first) / (many - few)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure the layers that are asked for, all by default."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--inputs", type=Path, required=True, help=".npz of one input's samples")
+    parser.add_argument("--array", default="calib")
+    parser.add_argument("--layer", action="append", help="name of a node; may be repeated")
+    parser.add_argument("--aimet-python", help="interpreter with aimet-onnx; none to leave it out")
+    parser.add_argument("--aimet-batch", type=int, default=32)
+    parser.add_argument("--without-gram", action="store_true", help="measure iterations only")
+    parser.add_argument("--few", type=int, default=10)
+    parser.add_argument("--iterations", type=int, default=510)
+    parser.add_argument("--network-iterations", type=int, default=10_000)
+    parser.add_argument("--out", type=Path, default=Path(".build/aimet_adaround.json"))
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.iterations <= options.few:
+        parser.error("--iterations: expected more than --few")
+    if options.worker:
+        print(json.dumps(aimet(options)))
+        return 0
+
+    import halfstep
+
+    samples = np.load(options.inputs)[options.array]
+    model = halfstep.Model.load(options.model)
+    model.fold_batch_norms()
+    results: dict = {"layers": {}}
+    if not options.without_gram:
+        start = time.perf_counter()
+        model.copy().adaround(samples, method="gram")
+        results["gram_seconds"] = time.perf_counter() - start
+        print(f"gram, whole network: {results['gram_seconds']:.1f} s, {len(samples)} samples")
+    layers = options.layer or [layer.name for layer in model.inspect()]
+    print("| layer | halfstep, s an iteration | AIMET | times |")
+    with tempfile.TemporaryDirectory() as folder:
+        folded = Path(folder) / "folded.onnx"
+        model.save(folded)
+        for layer in layers:
+            own = per_iteration(
+                halfstep_layer(model, samples, layer, (options.few, options.iterations))
+            )
+            entry = {"halfstep": own}
+            if options.aimet_python:
+                command = [options.aimet_python, __file__, "--worker", layer, "--model", folded]
+                command += ["--inputs", options.inputs, "--array", options.array]
+                command += ["--few", str(options.few), "--iterations", str(options.iterations)]
+                command += ["--aimet-batch", str(options.aimet_batch)]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    print(f"{layer}: {done.stderr.strip()}", file=sys.stderr)
+                    return 1
+                entry["aimet"] = per_iteration(json.loads(done.stdout.splitlines()[-1]))
+            results["layers"][layer] = entry
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(results, indent=1) + "\n")
+            other = entry.get("aimet")
+            cells = "– | –" if other is None else f"{other:.4f} | {other / own:.1f}"
+            print(f"| {layer} | {own:.5f} | {cells} |", flush=True)
+    for name in ("halfstep", "aimet"):
+        costs = [entry[name] for entry in results["layers"].values() if name in entry]
+        if costs:
+            total = sum(costs) * options.network_iterations
+            print(
+                f"{name}: {len(costs)} layers of {options.network_iterations} iterations, "
+                f"extrapolated from {options.iterations - options.few} a layer: {total:.0f} s"
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
