@@ -9,9 +9,9 @@ import HalfstepNumerics
 /// `b += E(w·x − q·x) + s·E(w·x_float − w·x)`, where x is the input behind a quantized prefix whose
 /// biases are already corrected. The first part is what rounding the weights does. The second is what
 /// the layer inherits, most of it from activations; correcting all of it can do harm although the
-/// layer's own error falls: clipping lowers a mean where values were large, and the shift raises those
-/// that were not, which decides behind the next activation function. So the share s is the one of 1,
-/// 1/2 and 0 that the validation likes best. Use with `LayerReconstruction.Options.writesWeights` off to
+/// layer's own error falls. The likely reason: clipping lowers a mean where values were large, and the
+/// shift raises those that were not, which decides behind the next activation function. So the share s
+/// is the one of 1, 1/2 and 0 that the validation likes best. Use with `LayerReconstruction.Options.writesWeights` off to
 /// change biases only, and with `.outputs(isQuantized: true)`: no layer is then changed that does not
 /// bring the quantized network's outputs nearer to the float network's on some samples.
 ///

@@ -79,6 +79,8 @@ def halfstep_layer(
 def per_iteration(seconds: dict[str, float]) -> float:
     """Seconds of one iteration from those of two numbers of them."""
     (few, first), (many, second) = sorted((int(count), time) for count, time in seconds.items())
+    if second <= first:
+        raise SystemExit(f"{many} iterations took no longer than {few}: measure more, or in quiet")
     return (second - first) / (many - few)
 
 
