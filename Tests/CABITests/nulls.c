@@ -67,8 +67,10 @@ static void test_compression(void) {
   double share = 0;
   REFUSED_OUT(share, hs_compressor_ratio, NULL, 0, 1, &share);
   REFUSED(hs_compressor_ratio, compressor, 0, 1, NULL);
-  REFUSED_OUT(share, hs_compressor_ratio, compressor, 0, 0, &share);
-  REFUSED_OUT(share, hs_compressor_ratio, compressor, SIZE_MAX, 1, &share);
+  // A size and a layer that do not exist.
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_compressor_ratio(compressor, 0, 0, &share, &last_error));
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT,
+               hs_compressor_ratio(compressor, SIZE_MAX, 1, &share, &last_error));
   REFUSED(hs_compressor_units, NULL, 0, 0.5, units);
   REFUSED(hs_compressor_units, compressor, 0, 0.5, NULL);
   REFUSED(hs_compressor_select, NULL, 0.5, NULL, NULL, units, 16);
