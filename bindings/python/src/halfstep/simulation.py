@@ -539,15 +539,22 @@ class QuantizationSimModel:
 
             try:
                 with open(source, "rb") as file:
-                    source = file.read()
+                    data = file.read(_JSON_LIMIT)
             except OSError as error:
                 raise FileAccessError(
                     f"cannot read '{os.fspath(source)}': {error.strerror}"
                 ) from error
+            if len(data) == _JSON_LIMIT:
+                raise FileAccessError(f"cannot read '{os.fspath(source)}': it has 2 GiB or more")
+            source = data
         return LoadReport(*self._handle.load_encodings(source, strict))
 
     def __repr__(self) -> str:
         return f"<halfstep.QuantizationSimModel with {len(self._handle.quantizers())} quantizers>"
+
+
+#: As much as the engine reads of a JSON file.
+_JSON_LIMIT = 1 << 31
 
 
 def _check_bits(bits: int, what: str) -> None:
