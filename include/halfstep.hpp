@@ -478,7 +478,9 @@ class Model {
   std::vector<RoundedLayer> rounded(Function function, const Inputs *data,
                                     const RoundingOptions &options, Progress progress) {
     detail::RawProgress reporter(std::move(progress));
-    detail::RawInputs inputs(data ? *data : Inputs());
+    // Raw inputs point into these, so no temporary will do.
+    const Inputs none;
+    detail::RawInputs inputs(data ? *data : none);
     std::vector<const char *> excluded;
     for (const auto &name : options.excluded_layers) excluded.push_back(name.c_str());
     hs_rounding_options raw;
