@@ -24,6 +24,12 @@ sys.path.insert(0, str(REPOSITORY / "examples" / "python"))
 
 import efficientnet_lite0  # noqa: E402
 
+#: What each scheme does without data: channels are then ranked by magnitude and nothing is fitted.
+PLAIN = {
+    "weight_svd": {},
+    "spatial_svd": {},
+    "channel_pruning": {"importance": "magnitude", "reconstruct": False},
+}
 RATIOS = (0.98, 0.95, 0.9, 0.85, 0.8, 0.7)
 
 
@@ -37,7 +43,7 @@ def main() -> None:
     """Compress and test."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--photos", type=Path, default=REPOSITORY.parent / "shared/data/photos500")
-    parser.add_argument("--scheme", choices=["weight_svd", "spatial_svd"], default="spatial_svd")
+    parser.add_argument("--scheme", choices=list(PLAIN), default="spatial_svd")
     parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS)
     parser.add_argument("--json", type=Path, help="gets the numbers")
     arguments = parser.parse_args()
@@ -49,7 +55,7 @@ def main() -> None:
     labels = photos["labels"]
     reference = outputs(model, photos["images"])
     fp32 = float((reference.argmax(1) == labels).mean())
-    plain = halfstep.ModelCompressor(model, arguments.scheme)
+    plain = halfstep.ModelCompressor(model, arguments.scheme, **PLAIN[arguments.scheme])
     aware = halfstep.ModelCompressor(model, arguments.scheme, data=photos["calib"])
     rows = []
     print(f"FP32 top-1 {fp32:.3f} on {len(labels)} photos; {arguments.scheme}")
