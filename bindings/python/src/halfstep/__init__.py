@@ -53,8 +53,9 @@ from .errors import (
     UnsupportedOperatorError,
     UnsupportedVersionError,
 )
-from .model import EqualizationReport, EqualizedSet, Fold, Layer, Model, TensorInfo
+from .model import Model
 from .quantizers import Encoding, LoadReport, Quantizer
+from .records import EqualizationReport, EqualizedSet, Fold, Layer, TensorInfo
 from .rounding import RoundedLayer
 from .simulation import QuantizationSimModel
 

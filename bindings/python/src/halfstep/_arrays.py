@@ -13,7 +13,7 @@ from . import _core
 from .errors import InvalidArgumentError, TypeMismatchError
 
 if TYPE_CHECKING:
-    from .model import TensorInfo
+    from .records import TensorInfo
 
 #: Names of ONNX's element types by number.
 TYPE_NAMES: dict[int, str] = {

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from .._undo import Handle
 from ..errors import (
     EmptyStatisticsError,
     InvalidArgumentError,
@@ -20,25 +21,6 @@ from ..errors import (
 )
 
 _TRACED = "forward_fn: it ran the model in tf.function: run it eagerly"
-
-
-class Handle:
-    """Undoes a change, once; also at the end of a ``with`` block."""
-
-    def __init__(self, undo: Callable[[], None]) -> None:
-        self._undo: Callable[[], None] | None = undo
-
-    def remove(self) -> None:
-        """Put everything back as it was; a second call does nothing."""
-        undo, self._undo = self._undo, None
-        if undo is not None:
-            undo()
-
-    def __enter__(self) -> Handle:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
 
 
 def _norms(model: keras.Model) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InvalidStateError
-from ..model import Fold
+from ..records import Fold
 from ._network import Network
 from .folding import fold_all_batch_norms
 

@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 
 from ..errors import UnsupportedOperatorError
-from ..model import Fold, Model
+from ..model import Model
+from ..records import Fold
 from ._builder import Parameter
 from ._network import Network
 from ._rebuild import Names, clone, rebuild

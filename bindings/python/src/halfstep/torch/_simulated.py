@@ -116,8 +116,9 @@ def _nodes_by_tensor(graph: fx.Graph, exported: Exported) -> dict[str, list[fx.N
             nodes.setdefault(node.name, []).append(node)
         elif node.op in ("call_function", "call_module"):
             nodes[node.name] = [node]
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    for name, node in zip(exported.inputs, placeholders, strict=False):
+    # torch.fx calls the nodes of a graph's inputs placeholders.
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    for name, node in zip(exported.inputs, inputs, strict=False):
         nodes[name] = [node]
     return nodes
 

@@ -12,26 +12,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .._undo import Handle
 from ..errors import EmptyStatisticsError, InvalidArgumentError, NonFiniteValueError
-
-
-class Handle:
-    """Undoes a change, once; also at the end of a ``with`` block."""
-
-    def __init__(self, undo: Callable[[], None]) -> None:
-        self._undo: Callable[[], None] | None = undo
-
-    def remove(self) -> None:
-        """Put everything back as it was; a second call does nothing."""
-        undo, self._undo = self._undo, None
-        if undo is not None:
-            undo()
-
-    def __enter__(self) -> Handle:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
 
 
 def _norms(model: nn.Module) -> dict[str, _BatchNorm]:

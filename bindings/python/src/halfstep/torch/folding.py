@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import InvalidArgumentError, InvalidStateError, UnsupportedOperatorError
-from ..model import EqualizationReport, EqualizedSet, Model
+from ..model import Model
+from ..records import EqualizationReport, EqualizedSet
 from ._network import Network, as_array, nodes
 from .quantizer import Quantizer
 
