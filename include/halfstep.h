@@ -379,6 +379,23 @@ hs_status hs_model_set_initializer_borrowed(hs_model *model, const char *name,
                                             const hs_tensor_view *value, hs_release_fn release,
                                             void *user_data, hs_error *error);
 
+/// As hs_model_set_initializer_borrowed(), and the library may change the memory as well.
+///
+/// What changes constants (folding, equalization) does so there as long as nothing else refers to
+/// the memory, so that no copy is needed; after a failure the memory is as it was.
+/// hs_model_take_initializer() gives a view of it.
+/// @param[in,out] model the model
+/// @param[in] name a constant of the same type and shape, or a graph input
+/// @param[in] value dense and row-major; `data` aligned to the element's size, writable
+/// @param[in] release called once, when nothing uses the memory any more; may be NULL
+/// @param[in] user_data handed to `release`; may be NULL
+/// @param[out] error may be NULL
+/// @return as hs_model_set_initializer()
+/// @since 0.1
+hs_status hs_model_set_initializer_lent(hs_model *model, const char *name,
+                                        const hs_tensor_view *value, hs_release_fn release,
+                                        void *user_data, hs_error *error);
+
 /// Takes a constant out of the model, which then asks for it as an input; undoes
 /// hs_model_set_initializer().
 ///

@@ -212,16 +212,36 @@ public func hs_model_set_initializer_borrowed(
   _ userData: UnsafeMutableRawPointer?, _ error: UnsafeMutablePointer<hs_error>?
 ) -> hs_status {
   report(to: error) { () throws(HalfstepError) in
-    let handle = try object(model, "model", as: ModelHandle.self)
-    let name = try text(name, "name")
-    let view = try required(value, "value").pointee
-    // Checked first with a tensor that releases nothing, since a failure must not call `release`.
-    var rehearsal = handle.model
-    try rehearsal.setInitializer(name, to: try Tensor(borrowing: view, name, release: {}))
-    nonisolated(unsafe) let userData = userData
-    let tensor = try Tensor(borrowing: view, name, release: { release?(userData) })
-    try handle.model.setInitializer(name, to: tensor)
+    try setBorrowed(model, name, value, isWritable: false, release, userData)
   }
+}
+
+@_cdecl("hs_model_set_initializer_lent") @implementation
+public func hs_model_set_initializer_lent(
+  _ model: OpaquePointer?, _ name: UnsafePointer<CChar>?, _ value: UnsafePointer<hs_tensor_view>?,
+  _ release: (@convention(c) (UnsafeMutableRawPointer?) -> Void)?,
+  _ userData: UnsafeMutableRawPointer?, _ error: UnsafeMutablePointer<hs_error>?
+) -> hs_status {
+  report(to: error) { () throws(HalfstepError) in
+    try setBorrowed(model, name, value, isWritable: true, release, userData)
+  }
+}
+
+private func setBorrowed(
+  _ model: OpaquePointer?, _ name: UnsafePointer<CChar>?, _ value: UnsafePointer<hs_tensor_view>?,
+  isWritable: Bool, _ release: (@convention(c) (UnsafeMutableRawPointer?) -> Void)?,
+  _ userData: UnsafeMutableRawPointer?
+) throws(HalfstepError) {
+  let handle = try object(model, "model", as: ModelHandle.self)
+  let name = try text(name, "name")
+  let view = try required(value, "value").pointee
+  // Checked first with a tensor that releases nothing, since a failure must not call `release`.
+  var rehearsal = handle.model
+  try rehearsal.setInitializer(name, to: try Tensor(borrowing: view, name, release: {}))
+  nonisolated(unsafe) let userData = userData
+  let tensor = try Tensor(
+    borrowing: view, name, isWritable: isWritable, release: { release?(userData) })
+  try handle.model.setInitializer(name, to: tensor)
 }
 
 @_cdecl("hs_model_take_initializer") @implementation

@@ -109,7 +109,7 @@ public struct Tensor: Sendable {
     return try body(UnsafeBufferPointer(start: start, count: count))
   }
 
-  /// Calls `body` with writable floats, copying first if the storage is shared or borrowed.
+  /// Calls `body` with writable floats, copying first if the storage is shared or only lent to be read.
   ///
   /// - Throws: `HalfstepError.typeMismatch` unless the tensor is float32; `.outOfMemory`.
   public mutating func withMutableFloats<R>(
@@ -124,9 +124,9 @@ public struct Tensor: Sendable {
     return try body(UnsafeMutableBufferPointer(start: start, count: count))
   }
 
-  /// Copies the storage unless this tensor alone owns it.
+  /// Copies the storage unless this tensor alone refers to it and it may be written.
   package mutating func makeUnique() throws(HalfstepError) {
-    if !storage.isBorrowed && isKnownUniquelyReferenced(&storage) { return }
+    if storage.isWritable && isKnownUniquelyReferenced(&storage) { return }
     let copy = try TensorStorage(byteCount: byteCount)
     copy.baseAddress.copyMemory(from: storage.baseAddress, byteCount: byteCount)
     storage = copy

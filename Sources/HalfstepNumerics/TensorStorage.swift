@@ -15,8 +15,10 @@ public final class TensorStorage: @unchecked Sendable {
   public let baseAddress: UnsafeMutableRawPointer
   /// Bytes that may be read.
   public let byteCount: Int
-  /// Whether a caller owns the memory; borrowed memory is never written.
+  /// Whether a caller owns the memory.
   public let isBorrowed: Bool
+  /// Whether the bytes may change: always if allocated here, else if the caller allows it.
+  public let isWritable: Bool
   private let release: (@Sendable () -> Void)?
 
   /// Allocates `byteCount` bytes of unspecified content.
@@ -31,6 +33,7 @@ public final class TensorStorage: @unchecked Sendable {
     self.baseAddress = pointer
     self.byteCount = byteCount
     self.isBorrowed = false
+    self.isWritable = true
     self.release = nil
   }
 
@@ -39,13 +42,16 @@ public final class TensorStorage: @unchecked Sendable {
   /// - Parameters:
   ///   - address: First byte; stays valid until `release` is called.
   ///   - byteCount: Bytes that may be read.
+  ///   - isWritable: Whether a tensor that alone refers to this memory may change it; false by default.
   ///   - release: Called once, when the last tensor over this memory is gone.
   public init(
-    borrowing address: UnsafeRawPointer, byteCount: Int, release: @escaping @Sendable () -> Void
+    borrowing address: UnsafeRawPointer, byteCount: Int, isWritable: Bool = false,
+    release: @escaping @Sendable () -> Void
   ) {
     self.baseAddress = UnsafeMutableRawPointer(mutating: address)
     self.byteCount = byteCount
     self.isBorrowed = true
+    self.isWritable = isWritable
     self.release = release
   }
 

@@ -188,6 +188,9 @@ static void test_model(void) {
   REFUSED(hs_model_set_initializer_borrowed, NULL, "input", &view, NULL, NULL);
   REFUSED(hs_model_set_initializer_borrowed, model, NULL, &view, NULL, NULL);
   REFUSED(hs_model_set_initializer_borrowed, model, "input", NULL, NULL, NULL);
+  REFUSED(hs_model_set_initializer_lent, NULL, "input", &view, NULL, NULL);
+  REFUSED(hs_model_set_initializer_lent, model, NULL, &view, NULL, NULL);
+  REFUSED(hs_model_set_initializer_lent, model, "input", NULL, NULL, NULL);
 
   const char *name = "input";
   const char *no_name = NULL;

@@ -359,6 +359,40 @@ static void test_borrowing(void) {
   hs_model_free(model);
 }
 
+// Memory that the library may write to is where constants change; without that, they move.
+static void test_lending(void) {
+  for (int lends = 0; lends < 2; ++lends) {
+    hs_model *model = open_model();
+    hs_tensors *constants = NULL;
+    hs_tensor_view view;
+    CHECK_OK(hs_model_initializers(model, &constants, &last_error));
+    CHECK_OK(hs_tensors_find(constants, "stem.weight", &view, &last_error));
+    size_t size = sizeof(float);
+    for (int32_t axis = 0; axis < view.rank; ++axis) size *= (size_t)view.shape[axis];
+    float *memory = malloc(size);
+    if (memory == NULL) abort();
+    memcpy(memory, view.data, size);
+    hs_tensor_view lent = view_of(memory, view.rank, view.shape, NULL);
+    int released = 0;
+    CHECK_OK((lends ? hs_model_set_initializer_lent : hs_model_set_initializer_borrowed)(
+        model, "stem.weight", &lent, count_release, &released, &last_error));
+    CHECK_OK(hs_model_fold_batch_norms(model, NULL, &last_error));
+    hs_tensors *taken = NULL;
+    hs_tensor_view folded;
+    CHECK_OK(hs_model_take_initializer(model, "stem.weight", &taken, &last_error));
+    CHECK_OK(hs_tensors_find(taken, "stem.weight", &folded, &last_error));
+    CHECK((folded.data == memory) == lends);
+    CHECK((memcmp(memory, view.data, size) != 0) == lends);
+    CHECK(memcmp(folded.data, view.data, size) != 0);
+    CHECK(released == !lends);
+    hs_tensors_free(taken);
+    CHECK(released == 1);
+    free(memory);
+    hs_tensors_free(constants);
+    hs_model_free(model);
+  }
+}
+
 void test_views(void) {
   test_layouts();
   test_refusals();
@@ -366,4 +400,5 @@ void test_views(void) {
   test_gradients();
   test_ranges();
   test_borrowing();
+  test_lending();
 }

@@ -28,7 +28,8 @@ extension Tensor {
   ///
   /// - Throws: As `init(viewing:_:)`, and `HalfstepError.invalidArgument` unless dense and aligned.
   init(
-    borrowing view: hs_tensor_view, _ name: String, release: @escaping @Sendable () -> Void
+    borrowing view: hs_tensor_view, _ name: String, isWritable: Bool = false,
+    release: @escaping @Sendable () -> Void
   ) throws(HalfstepError) {
     let layout = try ViewLayout(view, name)
     guard layout.isDense, let start = layout.start else {
@@ -38,7 +39,8 @@ extension Tensor {
     // Built first without the release action: a failure must not call it.
     _ = try Tensor(layout.dataType, shape: layout.shape, storage: layout.storage(start) {})
     self = try Tensor(
-      layout.dataType, shape: layout.shape, storage: layout.storage(start, release: release))
+      layout.dataType, shape: layout.shape,
+      storage: layout.storage(start, isWritable: isWritable, release: release))
   }
 }
 
@@ -120,9 +122,10 @@ private struct ViewLayout {
   }
 
   func storage(
-    _ start: UnsafeRawPointer, release: @escaping @Sendable () -> Void
+    _ start: UnsafeRawPointer, isWritable: Bool = false, release: @escaping @Sendable () -> Void
   ) -> TensorStorage {
-    TensorStorage(borrowing: start, byteCount: byteCount, release: release)
+    TensorStorage(
+      borrowing: start, byteCount: byteCount, isWritable: isWritable, release: release)
   }
 
   /// A tensor over the view's memory; nil if that needs a copy.

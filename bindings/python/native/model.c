@@ -240,11 +240,19 @@ static void release_buffer(void *user_data) {
   PyGILState_Release(gil);
 }
 
-static PyObject *model_set_initializer_borrowed(PyObject *object, PyObject *args) {
+typedef hs_status (*borrow_fn)(hs_model *, const char *, const hs_tensor_view *, hs_release_fn,
+                               void *, hs_error *);
+
+static PyObject *set_borrowed(PyObject *object, PyObject *args, borrow_fn borrow, int writes) {
   model_object *self = (model_object *)object;
   core_state *state = state_of(object);
   named_value named;
   if (named_value_acquire(state, args, &named) < 0) return NULL;
+  if (writes && named.buffer.readonly) {
+    PyBuffer_Release(&named.buffer);
+    PyErr_SetString(PyExc_ValueError, "value: expected writable memory");
+    return NULL;
+  }
   Py_buffer *kept = PyMem_Calloc(1, sizeof *kept);
   if (!kept) PyErr_NoMemory();
   if (!kept || handle_enter(state, &self->lock) < 0) {
@@ -257,14 +265,21 @@ static PyObject *model_set_initializer_borrowed(PyObject *object, PyObject *args
   hs_error error;
   hs_status status;
   Py_BEGIN_ALLOW_THREADS
-  status = hs_model_set_initializer_borrowed(self->model, named.name, &named.view, release_buffer,
-                                             kept, &error);
+  status = borrow(self->model, named.name, &named.view, release_buffer, kept, &error);
   Py_END_ALLOW_THREADS
   handle_leave(&self->lock);
   if (status == HS_OK) Py_RETURN_NONE;
   PyMem_Free(kept);
   PyBuffer_Release(&named.buffer);
   return raise_error(state, &error);
+}
+
+static PyObject *model_set_initializer_borrowed(PyObject *object, PyObject *args) {
+  return set_borrowed(object, args, hs_model_set_initializer_borrowed, 0);
+}
+
+static PyObject *model_set_initializer_lent(PyObject *object, PyObject *args) {
+  return set_borrowed(object, args, hs_model_set_initializer_lent, 1);
 }
 
 static PyObject *model_take_initializer(PyObject *object, PyObject *args) {
@@ -546,6 +561,7 @@ static PyMethodDef model_methods[] = {
     {"initializers", model_initializers, METH_NOARGS, NULL},
     {"set_initializer", model_set_initializer, METH_VARARGS, NULL},
     {"set_initializer_borrowed", model_set_initializer_borrowed, METH_VARARGS, NULL},
+    {"set_initializer_lent", model_set_initializer_lent, METH_VARARGS, NULL},
     {"take_initializer", model_take_initializer, METH_VARARGS, NULL},
     {"run", model_run, METH_VARARGS, NULL},
     {"inspect", model_inspect, METH_NOARGS, NULL},

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -15,6 +15,9 @@ from ..model import Model
 from . import _layers, _operations
 from ._builder import Builder, Parameter, Value
 from ._walk import Walk, functional
+
+if TYPE_CHECKING:
+    from ._lending import Lending
 
 
 class Network:
@@ -99,7 +102,9 @@ class Network:
         """Constants of the graph that are variables of the model."""
         return self.builder.parameters
 
-    def bound(self, parameters: dict[str, Any] | None = None) -> Model:
+    def bound(
+        self, parameters: dict[str, Any] | None = None, lending: Lending | None = None
+    ) -> Model:
         """Return the engine's model with the variables' present values.
 
         The engine reads a variable where it is if that has ONNX's order of axes; a kernel that has
@@ -109,11 +114,17 @@ class Network:
         ----------
         parameters : dict of str to array, optional
             Values to use in place of variables, by the constant's name.
+        lending : Lending, optional
+            Takes variables' memory, for the engine to change it.
         """
         model = Model.load(self._bytes)
         for name, parameter in self.parameters.items():
-            value = parameter.constant() if parameters is None else np.asarray(parameters[name])
+            lent = None if lending is None else lending.take(parameter)
             try:
+                if lent is not None:
+                    model._handle.set_initializer_lent(name, lent)
+                    continue
+                value = parameter.constant() if parameters is None else np.asarray(parameters[name])
                 if value.flags.c_contiguous:
                     model._handle.set_initializer_borrowed(name, value)
                 else:

@@ -10,10 +10,20 @@ from typing import Any
 import keras
 from keras import tree
 
-from ..errors import InvalidArgumentError, UnsupportedOperatorError
+from ..errors import InvalidArgumentError, InvalidStateError, UnsupportedOperatorError
 
 #: Gets a layer or operation, its label, and the arguments of the call; returns what the call does.
 CallFunction = Callable[..., Any]
+
+#: Attribute of models whose layers went over to another one.
+TAKEN = "_halfstep_taken"
+
+
+def taken(name: str) -> InvalidStateError:
+    """Return the error for a model that was changed in place."""
+    return InvalidStateError(
+        f"model '{name}' was changed in place and is used up: use the model that came back"
+    )
 
 
 def functional(model: Any) -> keras.Model:
@@ -27,9 +37,13 @@ def functional(model: Any) -> keras.Model:
         For a sequential model that is not built.
     UnsupportedOperatorError
         For a subclassed model, whose Python code hides the graph.
+    InvalidStateError
+        For a model that was changed in place.
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"model: expected a keras.Model, got {type(model).__name__}")
+    if hasattr(model, TAKEN):
+        raise taken(model.name)
     if isinstance(model, keras.Sequential):
         # A sequential model holds its graph in a functional one, once its input is known.
         graph = getattr(model, "_functional", None)

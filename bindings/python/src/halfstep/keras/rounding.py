@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import keras
@@ -13,9 +14,12 @@ from keras import tree
 from .. import simulation as engine
 from .._faces import scheme_name
 from ..errors import EmptyStatisticsError
+from ..model import Model
 from ..rounding import RoundedLayer
+from ._apply import applied
+from ._changed import Changed
+from ._lending import Lending
 from ._network import Network
-from .folding import _applied, _Changed
 
 
 class Rounded(NamedTuple):
@@ -45,12 +49,26 @@ def _arrays(network: Network, data: Any) -> dict[str, np.ndarray]:
 
 
 def _rounded(
-    model: keras.Model, method: str, data: Any, param_bits: int, options: dict[str, Any]
+    model: keras.Model,
+    method: str,
+    data: Any,
+    param_bits: int,
+    in_place: bool,
+    options: dict[str, Any],
 ) -> Rounded:
     options["quant_scheme"] = scheme_name(options.get("quant_scheme"))
     network = Network(model)
-    bound, values = network.bound(), _arrays(network, data)
-    layers = getattr(bound, method)(values, param_bits=param_bits, **options)
+    values = _arrays(network, data)
+    with Lending(network) if in_place else nullcontext() as lending:
+        bound = network.bound(lending=lending)
+        layers = getattr(bound, method)(values, param_bits=param_bits, **options)
+        encodings = _encodings(bound, values, param_bits, options)
+        return Rounded(applied(model, Changed(network, bound), set(), lending), layers, encodings)
+
+
+def _encodings(
+    bound: Model, values: dict[str, np.ndarray], param_bits: int, options: dict[str, Any]
+) -> dict[str, Any]:
     sim = engine.QuantizationSimModel(
         bound,
         param_bits=param_bits,
@@ -61,11 +79,17 @@ def _rounded(
         percentile=options.get("percentile", 100.0),
     )
     sim.compute_encodings([values])
-    return Rounded(_applied(model, _Changed(network, bound), set()), layers, sim.encodings())
+    return sim.encodings()
 
 
 def apply_adaround(
-    model: keras.Model, data: Any, param_bits: int = 4, *, method: str = "auto", **options: Any
+    model: keras.Model,
+    data: Any,
+    param_bits: int = 4,
+    *,
+    method: str = "auto",
+    in_place: bool = False,
+    **options: Any,
 ) -> Rounded:
     """Round weights so that the network's outputs change least, with unlabeled data.
 
@@ -75,13 +99,15 @@ def apply_adaround(
     Parameters
     ----------
     model : keras.Model
-        A functional or sequential model, built; it is not changed.
+        A functional or sequential model, built; it is not changed unless `in_place`.
     data : array, dict of arrays, or iterable of batches
         Inputs, ``[N, ...]``; of a tuple, such as a dataset's, the first item counts.
     param_bits : int
         Width of weights, 2 to 16.
     method : str
         ``"auto"``, ``"gram"``, ``"gradient"`` or ``"sequential_mse"``.
+    in_place : bool
+        As for `fold_all_batch_norms`.
     **options
         As `halfstep.Model.adaround` takes them, such as ``excluded_layers`` or ``seed``.
 
@@ -95,21 +121,26 @@ def apply_adaround(
     Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", 2020,
     arXiv:2004.10568.
     """
-    return _rounded(model, "adaround", data, param_bits, {**options, "method": method})
+    return _rounded(model, "adaround", data, param_bits, in_place, {**options, "method": method})
 
 
-def apply_seq_mse(model: keras.Model, data: Any, param_bits: int = 4, **options: Any) -> Rounded:
+def apply_seq_mse(
+    model: keras.Model, data: Any, param_bits: int = 4, *, in_place: bool = False, **options: Any
+) -> Rounded:
     """Search weight scales for the least error of each layer's output, layer after layer.
 
     Arguments, result and errors are those of `apply_adaround`.
     """
-    return _rounded(model, "adaround", data, param_bits, {**options, "method": "sequential_mse"})
+    options["method"] = "sequential_mse"
+    return _rounded(model, "adaround", data, param_bits, in_place, options)
 
 
-def correct_bias(model: keras.Model, data: Any, param_bits: int = 8, **options: Any) -> Rounded:
+def correct_bias(
+    model: keras.Model, data: Any, param_bits: int = 8, *, in_place: bool = False, **options: Any
+) -> Rounded:
     """Correct biases for what rounding weights to nearest does to the means of outputs.
 
     Arguments, result and errors are those of `apply_adaround`, options those of
     `halfstep.Model.correct_biases`. Layers without a bias may get one.
     """
-    return _rounded(model, "correct_biases", data, param_bits, options)
+    return _rounded(model, "correct_biases", data, param_bits, in_place, options)
