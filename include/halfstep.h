@@ -970,6 +970,9 @@ typedef struct hs_rounding_options {
   /// that it depends on: a cancelled run goes on where it ended, and one with another option redoes
   /// only the layers that it changes. Nothing is ever removed. NULL keeps nothing.
   const char *cache;
+  /// Input channels that share a scale, as in hs_simulation_options; 0: all of a channel.
+  int32_t block_size;
+  int32_t reserved;  ///< 0
 } hs_rounding_options;
 
 /// Fills in defaults; NULL is a no-op.
@@ -1184,7 +1187,9 @@ typedef struct hs_simulation_options {
   hs_range_scheme scheme;              ///< How ranges are chosen.
   int32_t parameter_bits;              ///< Width of constants, 2 to 16; 0 means 8.
   int32_t activation_bits;             ///< Width of computed tensors, 2 to 16; 0 means 8.
-  int32_t reserved;                    ///< 0
+  /// Input channels that share a scale, in weights of Conv, ConvTranspose, Gemm and MatMul that the
+  /// configuration quantizes per channel; the last block may be smaller. 0: all of a channel.
+  int32_t block_size;
   const char *const *excluded_layers;  ///< Names of nodes that stay unquantized; may be NULL.
   size_t excluded_layer_count;         ///< Length of `excluded_layers`.
 } hs_simulation_options;

@@ -305,6 +305,7 @@ struct RoundingOptions {
   bool floor_or_ceil = false;
   int32_t iterations = 0;  ///< Of HS_ROUNDING_GRADIENT, for each layer.
   std::string cache;  ///< Folder that results of layers are kept in, to resume; empty for none.
+  int32_t block_size = 0;  ///< Input channels that share a scale of a weight; 0: all of a channel.
 };
 
 /// What rounding made of a layer.
@@ -499,6 +500,7 @@ class Model {
     raw.floor_or_ceil = options.floor_or_ceil;
     raw.iterations = options.iterations;
     if (!options.cache.empty()) raw.cache = options.cache.c_str();
+    raw.block_size = options.block_size;
     raw.progress = reporter.function();
     raw.user_data = &reporter;
     detail::Owner<hs_rounding_report, hs_rounding_report_free> report(reporter.call([&] {
@@ -539,6 +541,7 @@ struct SimulationOptions {
   hs_range_scheme scheme = HS_RANGE_SCHEME_MIN_MAX;
   double percentile = 100;
   std::string configuration;  ///< Name or path; empty for "default_per_channel".
+  int32_t block_size = 0;  ///< Input channels that share a scale of a weight; 0: all of a channel.
 };
 
 /// What did not match when encodings were loaded.
@@ -681,6 +684,7 @@ class Simulation {
     raw.scheme = options.scheme;
     raw.percentile = options.percentile;
     if (!options.configuration.empty()) raw.configuration = options.configuration.c_str();
+    raw.block_size = options.block_size;
     handle_.reset(detail::get<hs_simulation *>(hs_simulation_create, model.get(), &raw));
   }
 

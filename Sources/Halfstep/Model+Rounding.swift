@@ -32,6 +32,9 @@ public struct RoundingOptions: Hashable, Sendable {
   /// A built-in runtime configuration by name or the path of a JSON file; nil (the default) means
   /// `QuantizationSimModel.defaultConfiguration`.
   public var configuration: String?
+  /// Input channels that share a scale, 1 or more, in weights that the configuration quantizes per
+  /// channel; nil (the default) for all of a channel. Give the `QuantizationSimModel` the same.
+  public var parameterBlockSize: Int?
   /// Names of nodes that stay in float; default none.
   public var excludedLayers: [String] = []
   /// Whether a weight may only go to one of its two neighbors on the grid, as in AdaRound; default no.
@@ -204,6 +207,7 @@ extension Model {
         nameOrPath: options.configuration ?? QuantizationSimModel.defaultConfiguration))
     settings.parameterBits = options.parameterBits
     settings.activationBits = options.activationBits
+    settings.parameterBlockSize = options.parameterBlockSize
     settings.scheme = options.scheme
     settings.excludedLayers = options.excludedLayers
     settings.maximumRows = options.maximumRows

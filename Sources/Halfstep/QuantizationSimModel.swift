@@ -27,11 +27,14 @@ public final class QuantizationSimModel {
   ///   - configuration: A built-in runtime configuration by name or the path of a JSON file; nil (the
   ///     default) means `default_per_channel`, and `default` is per tensor.
   ///   - excludedLayers: Names of nodes that stay unquantized; default none.
-  /// - Throws: `HalfstepError.invalidArgument` for widths; `.unknownName` or `.invalidConfiguration`
+  ///   - parameterBlockSize: Input channels that share a scale, 1 or more, in weights of convolutions,
+  ///     Gemm and MatMul that the configuration quantizes per channel; nil (the default) for all of a
+  ///     channel. The last block of a channel may be smaller.
+  /// - Throws: `HalfstepError.invalidArgument` for widths or a block size; `.unknownName` or `.invalidConfiguration`
   ///   for the configuration; `.nonFiniteValue` for weights; `.unsupportedOperator`.
   public init(
     _ model: Model, parameterBits: Int = 8, activationBits: Int = 8, scheme: RangeScheme = .minMax,
-    configuration: String? = nil, excludedLayers: [String] = []
+    configuration: String? = nil, excludedLayers: [String] = [], parameterBlockSize: Int? = nil
   ) throws(HalfstepError) {
     for (bits, what) in [(parameterBits, "parameter"), (activationBits, "activation")] {
       guard QuantizerSpec.bitRange.contains(bits) else {
@@ -46,6 +49,7 @@ public final class QuantizationSimModel {
     options.activationBits = activationBits
     options.scheme = scheme
     options.excludedLayers = excludedLayers
+    options.parameterBlockSize = parameterBlockSize
     let loaded = try RuntimeConfigurationFile.load(
       nameOrPath: configuration ?? Self.defaultConfiguration)
     simulation = try QuantizationSimulation(

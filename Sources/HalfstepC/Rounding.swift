@@ -85,6 +85,7 @@ extension hs_rounding_options {
     options.excludedLayers = try texts(excluded_layers, excluded_layer_count, "excluded_layers")
     if maximum_rows != 0 { options.maximumRows = try length(maximum_rows, "maximum_rows") }
     if maximum_bytes != 0 { options.maximumBytes = try length(maximum_bytes, "maximum_bytes") }
+    if block_size != 0 { options.parameterBlockSize = Int(block_size) }
     options.seed = seed
     options.isFloorOrCeil = floor_or_ceil != 0
     if iterations != 0 { options.iterations = Int(iterations) }

@@ -81,7 +81,8 @@ public func hs_simulation_create(
       activationBits: options.activation_bits == 0 ? 8 : Int(options.activation_bits),
       scheme: try rangeScheme(options.scheme, options.percentile), configuration: configuration,
       excludedLayers: try texts(
-        options.excluded_layers, options.excluded_layer_count, "excluded_layers"))
+        options.excluded_layers, options.excluded_layer_count, "excluded_layers"),
+      parameterBlockSize: options.block_size == 0 ? nil : Int(options.block_size))
     out.pointee = handOver(SimulationHandle(simulation))
   }
 }

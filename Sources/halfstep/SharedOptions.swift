@@ -45,10 +45,24 @@ struct SimulationOptions: ParsableArguments {
   @Flag(help: "Scales of weights: one a channel (the default), or one a tensor.")
   var granularity: Granularity?
 
+  @Option(
+    help: ArgumentHelp(
+      "Input channels that share a scale of a weight; by default all of a channel.",
+      valueName: "n"))
+  var blockSize: Int?
+
   /// Refuses what does not go together, before anything is read.
   func validate() throws {
     if config != nil && granularity != nil {
       throw ValidationError("--config and --per-channel or --per-tensor exclude each other")
+    }
+    if let blockSize {
+      guard blockSize > 0 else {
+        throw ValidationError("--block-size: expected 1 or more, got \(blockSize)")
+      }
+      if granularity == .perTensor {
+        throw ValidationError("--block-size and --per-tensor exclude each other")
+      }
     }
     for (bits, name) in [(weights, "--weights"), (activations, "--activations")] {
       guard (2...16).contains(bits) else {
@@ -83,6 +97,7 @@ struct SimulationOptions: ParsableArguments {
     options.parameterBits = weights
     options.activationBits = activations
     options.scheme = rangeScheme
+    options.parameterBlockSize = blockSize
     options.configuration = config ?? (granularity == .perTensor ? "default" : nil)
     return options
   }
@@ -92,7 +107,7 @@ struct SimulationOptions: ParsableArguments {
     return try attempt(.configuring) { () throws(HalfstepError) in
       try QuantizationSimModel(
         model, parameterBits: weights, activationBits: activations, scheme: rangeScheme,
-        configuration: config ?? perTensor)
+        configuration: config ?? perTensor, parameterBlockSize: blockSize)
     }
   }
 }

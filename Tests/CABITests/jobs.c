@@ -534,6 +534,9 @@ static void test_export(void) {
   hs_simulation_options_init(&options);
   options.parameter_bits = INT32_MIN;
   CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_simulation_create(model, &options, &fresh, &last_error));
+  hs_simulation_options_init(&options);
+  options.block_size = -1;
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, hs_simulation_create(model, &options, &fresh, &last_error));
   hs_model_free(model);
 }
 

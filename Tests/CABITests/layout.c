@@ -67,7 +67,7 @@ AT(hs_equalized_set, channel_counts, 16);
 AT(hs_equalized_set, layer_count, 24);
 AT(hs_equalized_set, factor_count, 32);
 
-SIZE(hs_rounding_options, 112);
+SIZE(hs_rounding_options, 120);
 AT(hs_rounding_options, struct_size, 0);
 AT(hs_rounding_options, method, 8);
 AT(hs_rounding_options, parameter_bits, 12);
@@ -85,6 +85,7 @@ AT(hs_rounding_options, iterations, 84);
 AT(hs_rounding_options, progress, 88);
 AT(hs_rounding_options, user_data, 96);
 AT(hs_rounding_options, cache, 104);
+AT(hs_rounding_options, block_size, 112);
 
 SIZE(hs_rounded_layer, 48);
 AT(hs_rounded_layer, layer, 0);
@@ -114,6 +115,7 @@ AT(hs_simulation_options, percentile, 16);
 AT(hs_simulation_options, scheme, 24);
 AT(hs_simulation_options, parameter_bits, 28);
 AT(hs_simulation_options, activation_bits, 32);
+AT(hs_simulation_options, block_size, 36);
 AT(hs_simulation_options, excluded_layers, 40);
 AT(hs_simulation_options, excluded_layer_count, 48);
 

@@ -63,6 +63,7 @@ struct DataFreeWalk {
     var settings = QuantizationSimulation.Options()
     settings.parameterBits = options.parameterBits
     settings.activationBits = options.activationBits ?? 8
+    settings.parameterBlockSize = options.parameterBlockSize
     settings.scheme = options.scheme
     settings.excludedLayers = options.excludedLayers
     settings.usesWeightEncodings = false

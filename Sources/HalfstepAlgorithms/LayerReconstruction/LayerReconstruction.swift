@@ -19,6 +19,8 @@ package struct LayerReconstruction: Sendable {
     package var parameterBits = 4
     /// Width of activations in the quantized prefix, 2...16; nil keeps them in float.
     package var activationBits: Int? = 8
+    /// Input channels that share a scale in weights that are quantized per channel; nil for all.
+    package var parameterBlockSize: Int?
     /// How ranges of weights (rounded to nearest) and activations are chosen.
     package var scheme: RangeScheme = .minMax
     /// What the target quantizes.
@@ -187,6 +189,7 @@ package struct LayerReconstruction: Sendable {
     var settings = QuantizationSimulation.Options()
     settings.parameterBits = options.parameterBits
     settings.activationBits = options.activationBits ?? 8
+    settings.parameterBlockSize = options.parameterBlockSize
     settings.scheme = options.scheme
     settings.excludedLayers = options.excludedLayers
     settings.usesWeightEncodings = false

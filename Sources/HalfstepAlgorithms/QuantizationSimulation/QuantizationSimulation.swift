@@ -16,6 +16,8 @@ package final class QuantizationSimulation {
     package var parameterBits = 8
     package var activationBits = 8
     package var scheme: RangeScheme = .minMax
+    /// Input channels that share a scale in weights that are quantized per channel; nil for all.
+    package var parameterBlockSize: Int?
     /// Names or labels of nodes that stay unquantized.
     package var excludedLayers: [String] = []
     /// Whether weights that were rounded keep the grids that they were rounded to.
@@ -63,7 +65,8 @@ package final class QuantizationSimulation {
     try Self.checkParameters(of: graph)
     let placement = try Placement.make(
       for: graph, configuration: configuration, parameterBits: options.parameterBits,
-      activationBits: options.activationBits, excluding: Set(options.excludedLayers))
+      activationBits: options.activationBits, parameterBlockSize: options.parameterBlockSize,
+      excluding: Set(options.excludedLayers))
     self.graph = graph
     self.placement = placement
     self.options = options

@@ -16,19 +16,25 @@ extension Placement {
   ///   - configuration: What the target quantizes.
   ///   - parameterBits: Width of constants, 2...16.
   ///   - activationBits: Width of computed tensors, 2...16.
+  ///   - parameterBlockSize: Input channels that share a scale in the weights of layers that are
+  ///     quantized per channel, 1 or more; nil for one scale a channel.
   ///   - excluding: Names (or labels) of nodes whose outputs and parameters stay unquantized, and so
   ///     do graph inputs and constants that only they read.
-  /// - Throws: `HalfstepError.invalidArgument` for a width out of range, `.unknownName` for an
+  /// - Throws: `HalfstepError.invalidArgument` for a width or block size out of range, `.unknownName` for an
   ///   excluded node that does not exist or a pattern that `supergroup_pass_list` may not hold,
   ///   `.invalidConfiguration` if two operators ask opposite things of one tensor.
   /// - Complexity: O(nodes · supergroups).
   package static func make(
     for graph: Graph, configuration: RuntimeConfiguration, parameterBits: Int,
-    activationBits: Int, excluding: Set<String> = []
+    activationBits: Int, parameterBlockSize: Int? = nil, excluding: Set<String> = []
   ) throws(HalfstepError) -> Placement {
     for (what, bits) in [("parameter", parameterBits), ("activation", activationBits)]
     where !QuantizerSpec.bitRange.contains(bits) {
       throw HalfstepError(.invalidArgument, "\(what) bits: expected 2...16, got \(bits)")
+    }
+    if let parameterBlockSize, parameterBlockSize < 1 {
+      throw HalfstepError(
+        .invalidArgument, "parameter block size: expected 1 or more, got \(parameterBlockSize)")
     }
     for pass in configuration.supergroupPasses where !_PatternMatcher.passNames.contains(pass) {
       throw HalfstepError(
@@ -38,6 +44,7 @@ extension Placement {
     var board = _QuantizerBoard(
       graph, operations: operations, parameterBits: parameterBits, activationBits: activationBits)
     try board.apply(configuration)
+    if let parameterBlockSize { board.cutWeights(intoBlocksOf: parameterBlockSize) }
     try board.exclude(excluding)
     board.applyWeightSymmetryToData(configuration)
     board.applyOperatorRules(hardware: configuration.hardwareVersion)

@@ -196,6 +196,32 @@ extension _QuantizerBoard {
     }
   }
 
+  /// Gives weights that have a scale for each output channel one for each run of input channels too.
+  mutating func cutWeights(intoBlocksOf size: Int) {
+    for operation in operations.list {
+      guard let tensor = operation.parameters["weight"],
+        let shape = operations.constants[tensor]?.shape, shape.rank >= 2,
+        let channel = channelAxis(operation, rank: shape.rank),
+        let input = inputAxis(operation, rank: shape.rank), shape[input] > size
+      else { continue }
+      update(tensor) {
+        guard $0.spec.granularity == .perChannel(axis: channel) else { return }
+        $0.spec.granularity = .perBlock(channelAxis: channel, axis: input, size: size)
+      }
+    }
+  }
+
+  /// The axis of a weight that counts its operator's input channels.
+  private func inputAxis(_ operation: _Operation, rank: Int) -> Int? {
+    switch operation.type {
+    case "Conv": 1
+    case "ConvTranspose": 0
+    case "Gemm": operation.isTransposed ? 1 : 0
+    case "MatMul": operation.isTransposed ? rank - 1 : rank - 2
+    default: nil
+    }
+  }
+
   /// The axis of a parameter that counts its operator's output channels.
   private func channelAxis(_ operation: _Operation, rank: Int) -> Int? {
     if rank == 0 { return nil }

@@ -297,6 +297,46 @@ import Testing
     #expect(error?.code == .unknownName && error?.message.contains("'nowhere'") == true)
   }
 
+  // MARK: Blocks
+
+  @Test func weightsPerChannelAreCutIntoBlocks() throws {
+    var configuration = plain
+    configuration.isPerChannel = true
+    let lines = [
+      "c = Conv(x, w[4,6,1,1], b[4])", "d = Conv(c, k[4,1,3,3]) group=4",
+      "m = MatMul(d, p[5,9])", "y = Gemm(m, q[3,8]) transB=1",
+    ]
+    let sites = try Placement.make(
+      for: TextGraph.make(lines), configuration: configuration, parameterBits: 4,
+      activationBits: 8, parameterBlockSize: 4
+    ).sites
+    #expect(sites["w"]?.spec.granularity == .perBlock(channelAxis: 0, axis: 1, size: 4))
+    #expect(sites["p"]?.spec.granularity == .perBlock(channelAxis: 1, axis: 0, size: 4))
+    #expect(sites["q"]?.spec.granularity == .perBlock(channelAxis: 0, axis: 1, size: 4))
+    // One input channel a kernel leaves nothing to cut, and a bias has none.
+    #expect(sites["k"]?.spec.granularity == .perChannel(axis: 0))
+    #expect(sites["b"]?.spec.granularity == .perChannel(axis: 0))
+  }
+
+  @Test func weightsPerTensorAreNotCutIntoBlocks() throws {
+    let sites = try Placement.make(
+      for: TextGraph.make(convRelu), configuration: plain, parameterBits: 4, activationBits: 8,
+      parameterBlockSize: 2
+    ).sites
+    #expect(sites["w"]?.spec.granularity == .perTensor)
+  }
+
+  @Test(arguments: [0, -3]) func blockSizesOutOfRangeAreRefused(_ size: Int) throws {
+    let error = #expect(throws: HalfstepError.self) {
+      _ = try Placement.make(
+        for: TextGraph.make(convRelu), configuration: plain, parameterBits: 8, activationBits: 8,
+        parameterBlockSize: size)
+    }
+    #expect(error?.code == .invalidArgument && error?.message.contains("block size") == true)
+  }
+
+  // MARK: Arguments
+
   @Test(arguments: [(1, 8), (17, 8), (8, 1), (8, 32)])
   func widthsOutOfRangeAreRefused(_ parameterBits: Int, _ activationBits: Int) throws {
     let graph = try TextGraph.make(convRelu)

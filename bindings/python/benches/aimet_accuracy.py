@@ -5,6 +5,9 @@
 Needs the model and the split that ``examples/python/efficientnet_lite0.py --photos`` writes.
 
     .venv-aimet/bin/python aimet_accuracy.py --data .build/demo --out aimet_accuracy.json
+
+``--adaround 500`` measures AdaRound with 500 iterations a layer instead (its default is 10,000), and
+with 10, so that the difference tells what an iteration of all layers costs. It takes an hour.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from pathlib import Path
 import numpy as np
 
 BATCH = 8
+#: Samples an iteration of AdaRound sees: AIMET's own limit.
+ADAROUND_BATCH = 32
 
 #: Name to (weight bits, activation bits, per channel, scheme, CLE). Batch norms are folded in all.
 SETTINGS: dict[str, tuple[int, int, bool, str, bool]] = {
@@ -34,10 +39,10 @@ SETTINGS: dict[str, tuple[int, int, bool, str, bool]] = {
 }
 
 
-def batches(images: np.ndarray):
-    """Yield the pictures as inputs of the network, `BATCH` at a time."""
-    for start in range(0, len(images), BATCH):
-        yield {"image": images[start : start + BATCH]}
+def batches(images: np.ndarray, size: int = BATCH):
+    """Yield the pictures as inputs of the network, some at a time."""
+    for start in range(0, len(images), size):
+        yield {"image": images[start : start + size]}
 
 
 def logits(session, images: np.ndarray) -> np.ndarray:
@@ -57,9 +62,12 @@ def score(got: np.ndarray, reference: np.ndarray, labels: np.ndarray) -> dict[st
 
 
 def simulate(
-    path: str, calibration: np.ndarray, images: np.ndarray, setting
+    path: str, calibration: np.ndarray, images: np.ndarray, setting, iterations: int = 0
 ) -> tuple[np.ndarray, dict]:
-    """Quantize with AIMET and return the simulated logits and the seconds of each step."""
+    """Quantize with AIMET and return the simulated logits and the seconds of each step.
+
+    With `iterations`, weights are rounded by as many iterations of AdaRound a layer.
+    """
     import onnx
     from aimet_onnx.batch_norm_fold import fold_all_batch_norms_to_weight
     from aimet_onnx.common.quantsim_config.utils import (
@@ -87,6 +95,14 @@ def simulate(
         config_file=config,
         providers=["CPUExecutionProvider"],
     )
+    if iterations:
+        from aimet_onnx.adaround.adaround_weight import Adaround
+
+        inputs = list(batches(calibration, ADAROUND_BATCH))
+        start, processor = time.perf_counter(), time.process_time()
+        Adaround.apply_adaround(sim, inputs, iterations)
+        seconds["adaround"] = round(time.perf_counter() - start, 1)
+        seconds["adaround, CPU"] = round(time.process_time() - processor, 1)
     start = time.perf_counter()
     sim.compute_encodings(batches(calibration))
     seconds["calibrate"] = round(time.perf_counter() - start, 3)
@@ -108,6 +124,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", action="append", help="measure settings containing this text")
     parser.add_argument(
         "--keep", action="store_true", help="keep the results that the file already holds"
+    )
+    parser.add_argument(
+        "--adaround", type=int, metavar="N", help="measure AdaRound with N iterations, W4A8"
     )
     options = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
@@ -132,12 +151,19 @@ def main(arguments: list[str] | None = None) -> int:
     }
     if options.keep and Path(options.out).exists():
         report["results"] |= json.loads(Path(options.out).read_text())["results"]
-    for name, setting in SETTINGS.items():
+    runs = {name: (setting, 0) for name, setting in SETTINGS.items()}
+    if options.adaround:
+        rounded = (4, 8, True, "min_max", True)
+        runs = {
+            f"W4A8 per channel, min_max, CLE, AdaRound, {count} iterations": (rounded, count)
+            for count in (10, options.adaround)
+        }
+    for name, (setting, iterations) in runs.items():
         if options.keep and name in report["results"]:
             continue
         if options.only and not any(text in name for text in options.only):
             continue
-        got, seconds = simulate(path, calibration, images, setting)
+        got, seconds = simulate(path, calibration, images, setting, iterations)
         report["results"][name] = score(got, reference, labels) | {"seconds": seconds}
         print(name, report["results"][name], flush=True)
         Path(options.out).write_text(json.dumps(report, indent=2) + "\n")

@@ -31,6 +31,7 @@ class Setting(NamedTuple):
     config: str = "default_per_channel"
     scheme: str = "sqnr"
     equalize: bool = True
+    block_size: int | None = None
     arguments: dict[str, Any] = {}
 
 
@@ -81,11 +82,17 @@ SETTINGS: dict[str, Setting] = {
     "lite0: W8A8 per channel, bias correction": Setting("lite0", 8, "biases"),
     "lite0: W8A8 per channel, gram": Setting("lite0", 8, "gram"),
 } | {
-    f"{network}: W{bits}{'' if network == 'minilm' else 'A8'} per channel, {name}": Setting(
-        network, bits, method, equalize=False, arguments=arguments
+    f"{network}: W{bits}{where}, {name}": Setting(
+        network, bits, method, equalize=False, block_size=block_size, arguments=arguments
     )
-    for network in ("fashion", "minilm")
-    for bits in (4, 3)
+    for network, bits, block_size, where in (
+        ("fashion", 4, None, "A8 per channel"),
+        ("fashion", 3, None, "A8 per channel"),
+        ("minilm", 4, None, " per channel"),
+        ("minilm", 3, None, " per channel"),
+        ("minilm", 4, 32, " per block of 32"),
+        ("minilm", 3, 32, " per block of 32"),
+    )
     for name, method, arguments in (
         ("nearest", "nearest", {}),
         ("seq-MSE", "sequential_mse", {}),
@@ -165,6 +172,7 @@ def measure(setting: Setting, model_path: Path, folder: Path) -> dict[str, Any]:
         "config": config,
         "quant_scheme": setting.scheme,
         "activation_bits": None if is_weight_only else 8,
+        "block_size": setting.block_size,
     }
     before = resident("VmRSS")
     start, processor = time.perf_counter(), time.process_time()
@@ -186,6 +194,7 @@ def measure(setting: Setting, model_path: Path, folder: Path) -> dict[str, Any]:
         activation_bits=8,
         quant_scheme=setting.scheme,
         config=config,
+        block_size=setting.block_size,
     )
     sim.compute_encodings(cut(calibration), progress=False)
     test, labels = load(setting.network, folder, calibration=False)

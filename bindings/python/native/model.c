@@ -486,11 +486,11 @@ static PyObject *round_with(PyObject *object, PyObject *args, round_fn round) {
   unsigned long long seed;
   hs_rounding_options options;
   hs_rounding_options_init(&options);
-  int method, parameter_bits, activation_bits, scheme, floor_or_ceil, iterations;
-  if (!PyArg_ParseTuple(args, "OiiiidOO!nnKpiOO:adaround", &values, &method, &parameter_bits,
+  int method, parameter_bits, activation_bits, scheme, floor_or_ceil, iterations, block_size;
+  if (!PyArg_ParseTuple(args, "OiiiidOO!nnKpiiOO:adaround", &values, &method, &parameter_bits,
                         &activation_bits, &scheme, &options.percentile, &configuration,
                         &PyTuple_Type, &excluded, &maximum_rows, &maximum_bytes, &seed,
-                        &floor_or_ceil, &iterations, &cache, &callable)) {
+                        &floor_or_ceil, &iterations, &block_size, &cache, &callable)) {
     return NULL;
   }
   options.method = method;
@@ -502,6 +502,7 @@ static PyObject *round_with(PyObject *object, PyObject *args, round_fn round) {
   options.seed = seed;
   options.floor_or_ceil = floor_or_ceil;
   options.iterations = iterations;
+  options.block_size = block_size;
   if (configuration != Py_None) {
     options.configuration = utf8_of(configuration, "config");
     if (!options.configuration) return NULL;

@@ -5,11 +5,11 @@
 PyObject *core_simulation_create(PyObject *module, PyObject *args) {
   core_state *state = PyModule_GetState(module);
   PyObject *model_object, *configuration, *excluded;
-  int parameter_bits, activation_bits, scheme;
+  int parameter_bits, activation_bits, scheme, block_size;
   double percentile;
-  if (!PyArg_ParseTuple(args, "OiiidOO!:simulation_create", &model_object, &parameter_bits,
+  if (!PyArg_ParseTuple(args, "OiiidOO!i:simulation_create", &model_object, &parameter_bits,
                         &activation_bits, &scheme, &percentile, &configuration, &PyTuple_Type,
-                        &excluded)) {
+                        &excluded, &block_size)) {
     return NULL;
   }
   handle_lock *model_lock;
@@ -33,6 +33,7 @@ PyObject *core_simulation_create(PyObject *module, PyObject *args) {
     options.scheme = scheme;
     options.percentile = percentile;
     options.configuration = path ? PyBytes_AsString(path) : NULL;
+    options.block_size = block_size;
     options.excluded_layers = layers.texts;
     options.excluded_layer_count = layers.count;
     Py_BEGIN_ALLOW_THREADS

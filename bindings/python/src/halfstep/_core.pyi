@@ -51,6 +51,7 @@ class Model:
         seed: int,
         floor_or_ceil: bool,
         iterations: int,
+        block_size: int,
         cache: str | None,
         progress: Callable[[int, int], object] | None,
         /,
@@ -70,6 +71,7 @@ class Model:
         seed: int,
         floor_or_ceil: bool,
         iterations: int,
+        block_size: int,
         cache: str | None,
         progress: Callable[[int, int], object] | None,
         /,
@@ -178,6 +180,7 @@ def simulation_create(
     percentile: float,
     configuration: Path | None,
     excluded_layers: tuple[str, ...],
+    block_size: int,
     /,
 ) -> Simulation: ...
 def fake_quantize(

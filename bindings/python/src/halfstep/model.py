@@ -346,6 +346,7 @@ class Model:
         seed: int = 0,
         floor_or_ceil: bool = False,
         iterations: int | None = None,
+        block_size: int | None = None,
         cache: str | os.PathLike[str] | None = None,
         progress: bool | Progress = False,
     ) -> tuple[RoundedLayer, ...]:
@@ -392,6 +393,10 @@ class Model:
         iterations : int or None
             Steps of ``"gradient"`` for each layer; None means AIMET's 10,000 for 8 bits and more,
             15,000 below.
+        block_size : int or None
+            Input channels that share a scale, in weights of convolutions, Gemm and MatMul that the
+            configuration quantizes per channel; None means all of a channel. The last block may be
+            smaller. Give `QuantizationSimModel` the same.
         cache : str, path or None
             Folder, made if it is not there, in which the result of each layer is kept under a hash
             of all that it depends on: a cancelled run goes on where it ended, and one with another
@@ -448,6 +453,7 @@ class Model:
             seed,
             floor_or_ceil,
             0 if iterations is None else iterations,
+            block_size,
             cache,
         )
         if iterations is not None and not 1 <= iterations < 2**31:
@@ -467,6 +473,7 @@ class Model:
         max_rows: int = 1 << 15,
         max_bytes: int = 1 << 26,
         seed: int = 0,
+        block_size: int | None = None,
         cache: str | os.PathLike[str] | None = None,
         progress: bool | Progress = False,
     ) -> tuple[RoundedLayer, ...]:
@@ -500,6 +507,8 @@ class Model:
             Bytes of activations held in memory; more goes to a temporary file.
         seed : int
             Decides which rows are drawn.
+        block_size : int or None
+            As in `adaround`.
         cache : str, path or None
             Folder, made if it is not there, in which the result of each layer is kept under a hash
             of all that it depends on: a cancelled run goes on where it ended, and one with another
@@ -554,6 +563,7 @@ class Model:
             seed,
             False,
             0,
+            block_size,
             cache,
         )
         return round_model(

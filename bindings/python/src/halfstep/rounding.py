@@ -48,6 +48,7 @@ class Settings(NamedTuple):
     seed: int
     floor_or_ceil: bool
     iterations: int
+    block_size: int | None
     cache: str | os.PathLike[str] | None
 
 
@@ -77,7 +78,7 @@ def round_model(
     method: Any, what: str, infos: tuple[Any, ...], data: Any, settings: Settings, progress: Any
 ) -> tuple[RoundedLayer, ...]:
     """Call a native method that rounds."""
-    from .simulation import _SCHEMES
+    from .simulation import _SCHEMES, block_size_of
 
     if settings.method not in _METHODS:
         raise UnknownNameError(f"method {settings.method!r}: expected one of {', '.join(_METHODS)}")
@@ -108,6 +109,7 @@ def round_model(
             settings.seed & (2**64 - 1),
             settings.floor_or_ceil,
             settings.iterations,
+            block_size_of(settings.block_size),
             None if settings.cache is None else os.fspath(settings.cache),
             report,
         )

@@ -30,6 +30,13 @@ _SCHEMES: dict[str, int] = {
 }
 
 
+def block_size_of(block_size: int | None) -> int:
+    """Return the library's number for a block size; 0 for none."""
+    if block_size is not None and not 1 <= block_size < 2**31:
+        raise InvalidArgumentError(f"block_size: expected 1 or more, got {block_size}")
+    return block_size or 0
+
+
 class QuantizationSimModel:
     """A network simulated on integer hardware.
 
@@ -51,6 +58,10 @@ class QuantizationSimModel:
         For the scheme of that name, 50 to 100: the share of values within the range.
     excluded_layers : iterable of str
         Names of nodes that stay unquantized.
+    block_size : int or None
+        Input channels that share a scale, in weights of convolutions, Gemm and MatMul that the
+        configuration quantizes per channel; None means all of a channel. The last block may be
+        smaller.
 
     Raises
     ------
@@ -85,6 +96,7 @@ class QuantizationSimModel:
         *,
         percentile: float = 100.0,
         excluded_layers: Iterable[str] = (),
+        block_size: int | None = None,
     ) -> None:
         if not isinstance(model, Model):
             raise TypeError(f"model: expected a halfstep.Model, got {type(model).__name__}")
@@ -102,6 +114,7 @@ class QuantizationSimModel:
             percentile,
             config,
             tuple(excluded_layers),
+            block_size_of(block_size),
         )
         self._model = model.copy()
         self._inputs = self._model.inputs

@@ -63,6 +63,9 @@ class QuantizationSimModel:
         Integers only: ``"int"``, or AIMET's enumeration. Accepted as AIMET has it.
     percentile : float
         For the scheme of that name, 50 to 100.
+    block_size : int, optional
+        Input channels that share a scale, in weights that the configuration quantizes per channel;
+        all of a channel by default. The last block may be smaller.
     fallback : str, optional
         ``"modules"``: if Python code that branches on values defeats tracing, the largest modules
         that can be traced are simulated each for itself, with a warning that says which. `model`
@@ -107,6 +110,7 @@ class QuantizationSimModel:
         *,
         percentile: float = 100.0,
         fallback: str | None = None,
+        block_size: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -125,6 +129,7 @@ class QuantizationSimModel:
             "quant_scheme": scheme_name(quant_scheme),
             "config": config_file,
             "percentile": percentile,
+            "block_size": block_size,
         }
         self._original = model if in_place else copy.deepcopy(model)
         args, keywords = as_arguments(dummy_input)
