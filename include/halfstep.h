@@ -1183,10 +1183,10 @@ typedef struct hs_simulation_options {
   /// A built-in runtime configuration by name, or the path of a JSON file; NULL means
   /// "default_per_channel". "default" is per tensor.
   const char *configuration;
-  double percentile;                   ///< 50 to 100, for HS_RANGE_SCHEME_PERCENTILE; 0 means 100.
-  hs_range_scheme scheme;              ///< How ranges are chosen.
-  int32_t parameter_bits;              ///< Width of constants, 2 to 16; 0 means 8.
-  int32_t activation_bits;             ///< Width of computed tensors, 2 to 16; 0 means 8.
+  double percentile;        ///< 50 to 100, for HS_RANGE_SCHEME_PERCENTILE; 0 means 100.
+  hs_range_scheme scheme;   ///< How ranges are chosen.
+  int32_t parameter_bits;   ///< Width of constants, 2 to 16; 0 means 8.
+  int32_t activation_bits;  ///< Width of computed tensors, 2 to 16; 0 means 8.
   /// Input channels that share a scale, in weights of Conv, ConvTranspose, Gemm and MatMul that the
   /// configuration quantizes per channel; the last block may be smaller. 0: all of a channel.
   int32_t block_size;

@@ -102,7 +102,7 @@ def test_onnxruntime_computes_the_exported_blocks(model, data, tmp_path):
     )
     got, wanted = session.run(None, {"x": data})[0], sim.run(data)["y"]
     step = sim.encoding("y").scales[0]
-    # Sums in another order take values across a border, by one step at most in so shallow a network.
+    # Sums in another order take values across a border, by a step at most in such a shallow net.
     assert np.abs(got - wanted).max() <= step * 1.001
     assert np.mean(np.abs(got - wanted) > step / 2) < 0.05
 

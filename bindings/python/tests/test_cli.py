@@ -67,6 +67,7 @@ CASES = {
         ["--scheme", "sqnr", "--weights", 4, "--activations", 16],
         {"quant_scheme": "sqnr", "param_bits": 4, "activation_bits": 16},
     ),
+    "blocks": (["--weights", 4, "--block-size", 2], {"param_bits": 4, "block_size": 2}),
     "mse": (["--scheme", "mse", "--batch-size", 5], {"quant_scheme": "mse"}),
     "entropy": (["--scheme", "entropy"], {"quant_scheme": "entropy"}),
     "percentile": (
@@ -364,6 +365,11 @@ USAGE = [
     ["quantize", "net.onnx", "--calibration", "x.npy", "-o", "out", "--encodings", "3"],
     ["quantize", "net.onnx", "--calibration", "x.npy", "-o", "out", "--batch-size", "0"],
     ["quantize", "net.onnx", "--calibration", "x.npy", "-o", "out", "--data-free"],
+    ["quantize", "net.onnx", "--calibration", "x.npy", "-o", "out", "--block-size", "0"],
+    [
+        *("quantize", "net.onnx", "--calibration", "x.npy", "-o", "out"),
+        *("--block-size", "4", "--per-tensor"),
+    ],
     [
         *("quantize", "net.onnx", "--calibration", "x.npy", "-o", "out"),
         *("--data-free", "--round", "adaround"),
