@@ -6,8 +6,8 @@ Needs the model and the split that ``examples/python/efficientnet_lite0.py --pho
 
     .venv-aimet/bin/python aimet_accuracy.py --data .build/demo --out aimet_accuracy.json
 
-``--adaround 500`` measures AdaRound with 500 iterations a layer instead (of 10,000, its default) and
-with 10, so that the difference tells what an iteration of all layers costs. It takes an hour.
+``--adaround 500`` measures AdaRound with 500 iterations a layer (its default is 10,000) and with
+10 instead: the difference tells what an iteration of all layers costs. It takes an hour.
 """
 
 from __future__ import annotations
