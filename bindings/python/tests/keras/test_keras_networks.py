@@ -14,6 +14,7 @@ from halfstep.keras import (
     equalize_model,
     fold_all_batch_norms,
 )
+from halfstep.keras._building import Building
 from halfstep.keras._network import Network
 
 #: Batch norms that nothing can take up: those before an activation that comes before the layer.
@@ -55,7 +56,7 @@ def test_engine_folding_and_equalization_keep_the_function(name):
 def placed(monkeypatch):
     """Symbolic outputs of quantizers, and their tensors' names, of simulations made from now on."""
     found: dict[int, tuple[str, object]] = {}
-    put = QuantizationSimModel._put
+    put = Building._put
 
     def recording(self, tensor, x):
         result = put(self, tensor, x)
@@ -63,7 +64,7 @@ def placed(monkeypatch):
             found[id(result)] = tensor, result
         return result
 
-    monkeypatch.setattr(QuantizationSimModel, "_put", recording)
+    monkeypatch.setattr(Building, "_put", recording)
     return found
 
 

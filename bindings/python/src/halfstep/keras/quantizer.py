@@ -231,6 +231,11 @@ class Quantizer(keras.layers.Layer):
         }
 
 
+def inside_name(suffix: str, at: int) -> str:
+    """Return the key of a tensor inside a layer's call, the first one being 0."""
+    return f"{suffix}@{at}" if at else suffix
+
+
 @keras.saving.register_keras_serializable(package="halfstep")
 class QuantizedLayer(keras.layers.Layer):
     """A layer with quantized variables and tensors inside; the variables themselves stay float.
@@ -242,7 +247,8 @@ class QuantizedLayer(keras.layers.Layer):
     quantizers : dict of str to Quantizer
         Quantizers by the position of the variable in ``layer.weights``.
     inner : dict of str to Quantizer, optional
-        Quantizers of tensors inside the layer by the suffix of their names.
+        Quantizers of tensors inside the layer by the suffix of their names; for calls of a shared
+        layer but the first one, with ``@1``, ``@2`` and so on behind it.
     """
 
     def __init__(self, layer: Any, quantizers: Any, inner: Any = None, **kwargs: Any) -> None:
@@ -271,8 +277,13 @@ class QuantizedLayer(keras.layers.Layer):
             self.layer.build(input_shape)
         self.built = True
 
-    def call(self, inputs: Any, *args: Any, training: Any = None, **kwargs: Any) -> Any:
-        """Return what the layer makes of the inputs with quantized variables."""
+    def call(
+        self, inputs: Any, *args: Any, training: Any = None, at: int = 0, **kwargs: Any
+    ) -> Any:
+        """Return what the layer makes of the inputs with quantized variables.
+
+        `at` is the number of the call of a shared layer.
+        """
         weights = self.layer.weights
         mapping = [
             (weights[int(position)], quantizer(weights[int(position)].value))
@@ -285,7 +296,11 @@ class QuantizedLayer(keras.layers.Layer):
                 run = RUNNERS[type(self.layer).__name__]
                 if "training" not in inspect.signature(run).parameters:
                     arguments = {}
-                result = run(self.layer, self._quantize, inputs, *args, **kwargs, **arguments)
+
+                def quantize(suffix: str, x: Any) -> Any:
+                    return self._quantize(inside_name(suffix, at), x)
+
+                result = run(self.layer, quantize, inputs, *args, **kwargs, **arguments)
             else:
                 result = self.layer.call(inputs, *args, **kwargs, **arguments)
         # What the layer has set meanwhile, such as moving averages, was only noted.
@@ -302,18 +317,23 @@ class QuantizedLayer(keras.layers.Layer):
         return self.inner_quantizers[self._suffixes.index(suffix)](x)
 
     def compute_output_spec(
-        self, inputs: Any, *args: Any, training: Any = None, **kwargs: Any
+        self, inputs: Any, *args: Any, training: Any = None, at: int = 0, **kwargs: Any
     ) -> Any:
         """Return the layer's output, which some layers know only by running symbolically."""
         return self.layer.compute_output_spec(inputs, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` needs."""
-        save = keras.saving.serialize_keras_object
+
+        def save(one: Any) -> dict[str, Any]:
+            # Keras marks what is shared in the configuration that it met first, which it has copied
+            # by then if that was inside of another one.
+            return {**keras.saving.serialize_keras_object(one), "shared_object_id": id(one)}
+
         quantizers = zip(self._positions, self.param_quantizers, strict=True)
         return {
             **super().get_config(),
-            "layer": save(self.layer),
+            "layer": keras.saving.serialize_keras_object(self.layer),
             "quantizers": {position: save(one) for position, one in quantizers},
             "inner": {
                 suffix: save(one)
