@@ -204,6 +204,20 @@ def test_commands_of_the_readme_run(folder):
     }
 
 
+def test_commands_of_the_rounding_guide_run(folder):
+    (folder / "x.npy").rename(folder / "images.npy")
+    text = (REPOSITORY / "docs/rounding.md").read_text()
+    lines = text.split("## Shell\n```sh\n")[1].split("```")[0].splitlines()
+    files = set()
+    for _, *arguments in map(shlex.split, lines):
+        done = subprocess.run(
+            [CLI, *arguments], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, (arguments, done.stderr)
+        files.add((folder / "out/net.onnx").read_bytes())
+    assert len(lines) == len(files) > 3
+
+
 # --------------------------------------------------------------------------------------------------
 # evaluate, inspect
 
