@@ -47,6 +47,8 @@ COMPOSITE = {
     "leaky": (PICTURE, lambda: layers.ReLU(0.5, negative_slope=0.1)),
     "log sigmoid": (PICTURE, lambda: layers.Conv2D(6, 3, activation="log_sigmoid")),
     "tanh shrink": (PICTURE, lambda: layers.Activation("tanh_shrink")),
+    "square plus": (PICTURE, lambda: layers.Activation("squareplus")),
+    "sparse plus": (PICTURE, lambda: layers.Conv2D(6, 3, activation="sparse_plus")),
 }
 RECURRENT = {
     "rnn": lambda: layers.SimpleRNN(4),

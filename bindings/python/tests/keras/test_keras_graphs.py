@@ -91,6 +91,15 @@ CASES = [
     (PICTURE, lambda: layers.Permute((3, 1, 2))),
     (VECTOR, lambda: layers.RepeatVector(3)),
     (PICTURE, lambda: layers.Dropout(0.5)),
+    (PICTURE, lambda: layers.RandomFlip()),
+    (SIGNAL, lambda: layers.GlobalMaxPooling1D(keepdims=True)),
+    (VOLUME, lambda: layers.GlobalMaxPooling3D()),
+    ((12, 6, 4), lambda: layers.AdaptiveAveragePooling2D((3, 2))),
+    ((12, 6, 4), lambda: layers.AdaptiveMaxPooling2D(6)),
+    (SIGNAL, lambda: layers.AdaptiveAveragePooling1D(5)),
+    (PICTURE, lambda: layers.LayerNormalization(axis=-1, scale=False)),
+    (TOKENS, lambda: layers.LSTM(5, return_sequences=True)),
+    (TOKENS, lambda: layers.GRU(5)),
 ]
 
 
@@ -105,7 +114,7 @@ def test_layers_give_the_same_outputs(shape, make):
     "kind",
     "relu relu6 sigmoid tanh softmax log_softmax elu selu celu softplus softsign silu gelu mish"
     " hard_sigmoid hard_silu hard_tanh hard_shrink soft_shrink tanh_shrink exponential leaky_relu"
-    " log_sigmoid linear".split(),
+    " log_sigmoid linear sparse_plus sparse_sigmoid squareplus hard_swish swish".split(),
 )
 def test_activations_give_the_same_outputs(kind):
     body = [layers.Conv2D(4, 1), layers.Activation(kind)]
@@ -217,7 +226,21 @@ class Custom(layers.Layer):
         ((8, 8, 4), lambda: layers.Conv2D(3, 1, dtype="mixed_float16", name="odd"), "float16"),
         ((8, 8, 4), lambda: layers.BatchNormalization(axis=1, name="odd"), "axis 1"),
         ((8, 8, 4), lambda: layers.Resizing(4, 4, "bicubic", name="odd"), "'bicubic'"),
-        ((8,), lambda: layers.Embedding(5, 2, mask_zero=True, name="odd"), "mask_zero"),
+        ((8,), lambda: layers.Embedding(5, 2, mask_zero=True, name="odd"), "mask_zero: masks are"),
+        ((8, 6), lambda: layers.Masking(name="odd"), "masks are not simulated: cut or pad"),
+        (
+            (8, 6),
+            lambda: layers.TimeDistributed(layers.Dense(3), name="odd"),
+            "call the layer itself",
+        ),
+        ((8, 6), lambda: layers.Lambda(lambda x: x * 2, name="odd"), "functions of keras.ops"),
+        ((8, 6), lambda: layers.RNN(layers.GRUCell(3), name="odd"), "LSTM and GRU"),
+        ((8, 6), lambda: layers.Activation("sparsemax", name="odd"), "activation 'sparsemax'"),
+        ((9, 9, 4), lambda: layers.AdaptiveMaxPooling2D(4, name="odd"), "windows of one size"),
+        ((8, 8, 4), lambda: layers.ReLU(threshold=1.0, name="odd"), "threshold"),
+        ((8, 6), lambda: layers.Softmax(axis=(1, 2), name="odd"), "several axes"),
+        ((8, 6), lambda: layers.LayerNormalization(axis=1, name="odd"), "axis"),
+        ((8, 8, 4), lambda: layers.Resizing(4, 4, antialias=True, name="odd"), "antialias"),
     ],
 )
 def test_errors_name_the_layer_and_what_is_wrong_with_it(shape, make, what):

@@ -48,6 +48,32 @@ def test_rounding_returns_a_model_of_the_same_layers(method):
         np.testing.assert_allclose(quantizer(kernel).numpy(), kernel, rtol=2**-22, atol=0)
 
 
+def test_the_scheme_and_configuration_are_the_callers():
+    model, _ = fold_all_batch_norms(small())
+    data = np.random.default_rng(0).standard_t(3, (32, 16, 16, 3)).astype(np.float32)
+    for options in ({"quant_scheme": "tf_enhanced"}, {"config": "default"}):
+        rounded = apply_adaround(model, data, **options)
+        scheme = options.get("quant_scheme", "min_max")
+        sim = QuantizationSimModel(
+            rounded.model, scheme, default_param_bw=4, config_file=options.get("config")
+        )
+        sim.compute_encodings(data)
+        # The encodings of activations are those that the simulation finds for itself.
+        chosen = sim.quantizer("relu2").grid()
+        sim.load_encodings(rounded.encodings)
+        assert np.array_equal(sim.quantizer("relu2").grid(), chosen)
+    plain = QuantizationSimModel(model, "min_max", default_param_bw=4)
+    plain.compute_encodings(data)
+    wide, narrow = (
+        one.quantizer("picture").grid()[0]
+        for one in (plain, QuantizationSimModel(model, "tf_enhanced", default_param_bw=4))
+        if one is plain or one.compute_encodings(data) is None
+    )
+    assert narrow < wide
+    with pytest.raises(UnknownNameError, match="quant_scheme 'none'"):
+        apply_adaround(model, data, quant_scheme="none")
+
+
 def test_datasets_give_what_arrays_give_and_errors_are_the_engines():
     model, _ = fold_all_batch_norms(small())
     data = np.random.default_rng(0).normal(0, 1, (16, 16, 16, 3)).astype(np.float32)

@@ -28,6 +28,7 @@ _SINGLE: dict[str, tuple[str, dict[str, Any]]] = {
     "hard_silu": ("HardSwish", {}),
     "hard_swish": ("HardSwish", {}),
     "hard_sigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}),
+    "sparse_sigmoid": ("HardSigmoid", {"alpha": 0.5, "beta": 0.5}),
     "leaky_relu": ("LeakyRelu", {"alpha": 0.2}),
     "soft_shrink": ("Shrink", {"lambd": 0.5, "bias": 0.5}),
     "hard_shrink": ("Shrink", {"lambd": 0.5, "bias": 0.0}),
@@ -67,6 +68,18 @@ def function(b: Builder, kind: str, x: str, suffix: str | None = None) -> str:
         return b.node("Neg", [inner], suffix)
     if kind == "tanh_shrink":
         return b.node("Sub", [x, b.node("Tanh", [x], "tanh")], suffix)
+    if kind == "squareplus":  # (x + sqrt(x² + 4)) / 2
+        shifted = b.node(
+            "Add", [b.node("Mul", [x, x], "square"), b.constant(4.0, "four")], "shifted"
+        )
+        total = b.node("Add", [x, b.node("Sqrt", [shifted], "root")], "total")
+        return b.node("Mul", [total, b.constant(0.5, "half")], suffix)
+    if kind == "sparse_plus":  # 0 up to -1, (x + 1)² / 4 up to 1, x from there
+        above = b.node("Relu", [b.node("Sub", [x, b.constant(1.0, "one")], "less")], "above")
+        bent = b.node("Add", [clip(b, x, -1.0, 1.0, "middle"), b.constant(1.0, "shift")], "bent")
+        square = b.node("Mul", [bent, bent], "square")
+        quarter = b.node("Mul", [square, b.constant(0.25, "quarter")], "bow")
+        return b.node("Add", [above, quarter], suffix)
     raise UnsupportedOperatorError(f"activation '{kind}'")
 
 

@@ -157,4 +157,20 @@ def _activation(layer: Any, quantize: Quantize, x: Any) -> Any:
         )
     if kind == "tanh_shrink":
         return ops.subtract(x, quantize("tanh", ops.tanh(x)))
+
+    def constant(value: float, suffix: str) -> Any:
+        return quantize(suffix, ops.convert_to_tensor(np.float32(value)))
+
+    if kind == "squareplus":
+        square = quantize("square", ops.multiply(x, x))
+        shifted = quantize("shifted", ops.add(square, constant(4.0, "four")))
+        total = quantize("total", ops.add(x, quantize("root", ops.sqrt(shifted))))
+        return ops.multiply(total, constant(0.5, "half"))
+    if kind == "sparse_plus":
+        less = quantize("less", ops.subtract(x, constant(1.0, "one")))
+        above = quantize("above", ops.relu(less))
+        middle = quantize("middle", ops.clip(x, -1.0, 1.0))
+        bent = quantize("bent", ops.add(middle, constant(1.0, "shift")))
+        square = quantize("square", ops.multiply(bent, bent))
+        return ops.add(above, quantize("bow", ops.multiply(square, constant(0.25, "quarter"))))
     return layer.activation(x)

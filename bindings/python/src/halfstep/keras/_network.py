@@ -20,6 +20,17 @@ if TYPE_CHECKING:
     from ._lending import Lending
 
 
+_MASKS = "masks are not simulated: cut or pad the data so that the model needs none"
+#: What to do about layers that have no writer.
+_ADVICE = {
+    "Masking": _MASKS,
+    "TimeDistributed": "call the layer itself: Dense and its like work on the last axis",
+    "RNN": "SimpleRNN, LSTM and GRU are the recurrent layers that it has",
+    "Lambda": "call functions of keras.ops between the layers",
+}
+_OTHERWISE = "build it of built-in layers and of keras.ops functions between them"
+
+
 class Network:
     """The graph of a Keras model; variables are read whenever the engine needs them.
 
@@ -79,9 +90,12 @@ class Network:
         ]
         try:
             if writer is None:
-                raise UnsupportedOperatorError("no such layer in Halfstep")
+                advice = _ADVICE.get(kind, _OTHERWISE)
+                raise UnsupportedOperatorError(f"no such layer in Halfstep ({advice})")
             if is_layer and operation.compute_dtype != "float32":
-                raise UnsupportedOperatorError(f"computes in {operation.compute_dtype}")
+                raise UnsupportedOperatorError(
+                    f"computes in {operation.compute_dtype}: expected float32"
+                )
             result = writer(b, operation, *args, **kwargs)
         except UnsupportedOperatorError as error:
             self._problems.append(f"layer '{label}' ({kind}): {error}")

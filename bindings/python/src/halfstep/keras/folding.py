@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import keras
 
+from .._progress import Progress
 from ..records import Fold
 from ._apply import applied
 from ._changed import Changed
@@ -72,6 +73,7 @@ def equalize_model(
     absorb_high_biases: bool = False,
     max_iterations: int = 50,
     in_place: bool = False,
+    progress: bool | Progress = False,
 ) -> keras.Model:
     """Fold batch norms and balance the weight ranges of consecutive layers.
 
@@ -85,6 +87,9 @@ def equalize_model(
         Passes over the model at most, 1 or more.
     in_place : bool
         As for `fold_all_batch_norms`.
+    progress : bool or callable
+        Whether to show a bar, or a function that gets passes done and passes at most; it cancels
+        by returning False.
 
     Returns
     -------
@@ -95,6 +100,8 @@ def equalize_model(
     Raises
     ------
     UnsupportedOperatorError, InvalidArgumentError, NonFiniteValueError
+    CancelledError
+        If `progress` returned False.
 
     References
     ----------
@@ -105,5 +112,9 @@ def equalize_model(
     with Lending(network) if in_place else nullcontext() as lending:
         bound = network.bound(lending=lending)
         dropped = {fold.batch_norm for fold in bound.fold_batch_norms()}
-        bound.equalize(absorb_high_biases=absorb_high_biases, max_iterations=max_iterations)
+        bound.equalize(
+            absorb_high_biases=absorb_high_biases,
+            max_iterations=max_iterations,
+            progress=progress,
+        )
         return applied(model, Changed(network, bound), dropped, lending)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from keras import tree
 
 from .. import simulation as engine
 from .._faces import scheme_name
@@ -18,6 +17,7 @@ from ..model import Model
 from ..rounding import RoundedLayer
 from ._apply import applied
 from ._changed import Changed
+from ._data import batches_of
 from ._lending import Lending
 from ._network import Network
 
@@ -34,18 +34,13 @@ class Rounded(NamedTuple):
 
 
 def _arrays(network: Network, data: Any) -> dict[str, np.ndarray]:
-    names = network.inputs
-    batches = [data] if hasattr(data, "__array__") or isinstance(data, dict) else list(data)
-    parts: list[list[np.ndarray]] = []
-    for batch in batches:
-        if isinstance(batch, (tuple, list)) and len(names) == 1:
-            batch = batch[0]
-        values = [batch[name] for name in names] if isinstance(batch, dict) else tree.flatten(batch)
-        parts.append([np.asarray(value) for value in values])
+    parts = list(batches_of(network, data))
     if not parts:
         raise EmptyStatisticsError("data: no batches")
-    columns = zip(*parts, strict=True)
-    return {name: np.concatenate(one) for name, one in zip(names, columns, strict=True)}
+    return {
+        name: np.concatenate([np.atleast_1d(part[name]) for part in parts])
+        for name in network.inputs
+    }
 
 
 def _rounded(

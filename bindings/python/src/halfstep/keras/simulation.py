@@ -21,6 +21,7 @@ from ..errors import InvalidStateError, UnknownNameError
 from ..quantizers import Encoding, LoadReport
 from ._builder import Parameter
 from ._building import Building, tensors_inside_folds
+from ._data import arrays, batches_of
 from ._network import Network
 from ._rebuild import clone, copy_weights, rebuild
 from .quantizer import Quantizer
@@ -201,45 +202,28 @@ class QuantizationSimModel:
         data : callable, iterable of batches, or array
             A function that is called once with `model` to run calibration data through it, eagerly;
             or the batches, such as a `tf.data.Dataset` (of a tuple, the first item counts; a dict
-            goes by input name); or one array.
+            goes by input name); or all rows as one array, or as a dict of arrays.
         batch_size : int
-            Rows a batch, where one array is cut here.
+            Rows a batch, where all rows come at once.
 
         Raises
         ------
         EmptyStatisticsError
             If no data came.
+        UnknownNameError, InvalidArgumentError, TypeMismatchError
+            For a batch without an input, with too few or many arrays, of what is no number.
+        InvalidStateError
+            If a function ran the model in `tf.function`.
         NonFiniteValueError, ShapeMismatchError
         """
         sim = self._engine(keeps_ranges=False)
         if callable(data) and not hasattr(data, "__iter__"):
             self._watch(sim, data)
-        elif hasattr(data, "__array__"):
-            array = np.asarray(data)
-            for start in range(0, len(array), batch_size):
-                sim.observe(self._given(array[start : start + batch_size]))
         else:
-            for batch in data:
-                single = len(self._network.inputs) == 1
-                if isinstance(batch, (tuple, list)) and (
-                    single or isinstance(batch[0], (tuple, list, dict))
-                ):
-                    batch = batch[0]
-                sim.observe(self._given(batch))
+            for batch in batches_of(self._network, data, batch_size):
+                sim.observe(batch)
         sim.finish_calibration()
         self._pull(sim)
-
-    def _given(self, batch: Any) -> dict[str, Any]:
-        names = self._network.inputs
-        if isinstance(batch, Mapping):
-            values = [batch[name] for name in names]
-        else:
-            values = tree.flatten(batch)
-        types = [dtype for _, _, dtype in self._network.builder.inputs]
-        return {
-            name: np.asarray(value).astype(dtype, copy=False)
-            for name, value, dtype in zip(names, values, types, strict=True)
-        }
 
     def _watch(self, sim: engine.QuantizationSimModel, run: Callable[[Any], Any]) -> None:
         """Let the engine see what goes into the model while a function runs it."""
@@ -257,7 +241,7 @@ class QuantizationSimModel:
                     "compute_encodings: the callback ran the model in tf.function: run it eagerly"
                 )
                 raise InvalidStateError(staged[0])
-            sim.observe(self._given(inputs))
+            sim.observe(arrays(self._network, inputs))
             return original(inputs, *args, **kwargs)
 
         try:

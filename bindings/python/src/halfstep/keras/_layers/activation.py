@@ -62,7 +62,15 @@ def _softmax(b: Builder, layer: Any, x: Value, mask: Any = None) -> Value:
 
 
 @writes("Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "AlphaDropout")
-@writes("GaussianDropout", "GaussianNoise", "StochasticDepth", "ActivityRegularization", "Identity")
+@writes("RandomBrightness", "RandomContrast", "RandomFlip", "RandomRotation", "RandomTranslation")
+@writes(
+    "RandomZoom",
+    "GaussianDropout",
+    "GaussianNoise",
+    "StochasticDepth",
+    "ActivityRegularization",
+    "Identity",
+)
 def _identity(b: Builder, layer: Any, x: Value) -> Value:
     return x
 

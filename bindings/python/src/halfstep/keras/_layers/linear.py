@@ -155,7 +155,7 @@ def _dense(b: Builder, layer: Any, x: Value) -> Value:
 
 @writes("Embedding")
 def _embedding(b: Builder, layer: Any, x: Value) -> Value:
-    refuse_unless(not layer.mask_zero, "mask_zero")
+    refuse_unless(not layer.mask_zero, "mask_zero: masks are not simulated")
     index = b.node("Cast", [b.last(x)], "indices", to=7)
     table = b.parameter(layer._embeddings, "embeddings")
     return Value(shape_of(layer, x), last=b.node("Gather", [table, index], named=True, axis=0))

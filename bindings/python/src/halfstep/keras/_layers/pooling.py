@@ -39,6 +39,22 @@ def _global_pooling(b: Builder, layer: Any, x: Value, **rest: Any) -> Value:
     return Value(shape, last=b.node("Flatten", [pooled], axis=1))
 
 
+@writes("AdaptiveAveragePooling1D", "AdaptiveAveragePooling2D", "AdaptiveAveragePooling3D")
+@writes("AdaptiveMaxPooling1D", "AdaptiveMaxPooling2D", "AdaptiveMaxPooling3D")
+def _adaptive_pooling(b: Builder, layer: Any, x: Value) -> Value:
+    refuse_channels_first(layer)
+    shape = shape_of(layer, x)
+    extents = list(zip(x.shape[1:-1], shape[1:-1], strict=True))
+    refuse_unless(
+        all(given is not None and given % wanted == 0 for given, wanted in extents),
+        f"output_size {layer.output_size} of pictures {x.shape[1:-1]}: windows of one size only",
+    )
+    size = [given // wanted for given, wanted in extents]
+    op = "MaxPool" if "Max" in type(layer).__name__ else "AveragePool"
+    out = b.node(op, [b.first(x)], named=True, kernel_shape=size, strides=size)
+    return Value(shape, first=out)
+
+
 def _pairs(value: Any, rank: int) -> list[tuple[int, int]]:
     if isinstance(value, int):
         return [(value, value)] * rank

@@ -75,7 +75,9 @@ def recurrent(
     name = type(layer).__name__
     refuse_unless(name in _KINDS, f"recurrence of {name}")
     kind = _KINDS[name]
-    refuse_unless(not layer.stateful, "stateful")
+    refuse_unless(
+        not layer.stateful, "stateful: hand states on with initial_state and return_state"
+    )
     refuse_unless(x.rank == 3, "an input that is not [N, T, C]")
     cell, gates = layer.cell, len(kind.gates)
     channels = int(cell.kernel.shape[0])
