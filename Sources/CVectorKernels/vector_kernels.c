@@ -129,6 +129,27 @@ AVX512 void hsk_count_bins(
   counters[HALF] += (uint32_t)zeros;
 }
 
+AVX512 void hsk_grid_noise(
+    const float *values, size_t count, hsk_noise_grid grid, float total[16], float clipped[16]) {
+// Products are rounded before they are added, as in the Swift code.
+#pragma clang fp contract(off)
+  const __m512 reciprocal = _mm512_set1_ps(grid.reciprocal);
+  const __m512 low = _mm512_set1_ps(grid.low), high = _mm512_set1_ps(grid.high);
+  // 1.5 * 2^23: adding it leaves no fraction bits, so the addition rounds, ties to even.
+  const __m512 magic = _mm512_set1_ps(12582912.0f);
+  __m512 all = _mm512_setzero_ps(), outside = _mm512_setzero_ps();
+  for (size_t index = 0; index < count; index += 16) {
+    __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(values + index), reciprocal);
+    __m512 inside = _mm512_min_ps(_mm512_max_ps(scaled, low), high);
+    __m512 rounded = _mm512_sub_ps(_mm512_add_ps(inside, magic), magic);
+    __m512 error = _mm512_sub_ps(scaled, rounded), beyond = _mm512_sub_ps(scaled, inside);
+    all = _mm512_add_ps(all, _mm512_mul_ps(error, error));
+    outside = _mm512_add_ps(outside, _mm512_mul_ps(beyond, beyond));
+  }
+  _mm512_storeu_ps(total, all);
+  _mm512_storeu_ps(clipped, outside);
+}
+
 #else
 
 int hsk_has_avx512(void) { return 0; }
@@ -142,6 +163,11 @@ hsk_extremes hsk_find_extremes(const float *values, size_t count, int skips_zero
 void hsk_count_bins(
     const float *values, size_t count, float reciprocal_width, uint32_t *counters) {
   (void)values, (void)count, (void)reciprocal_width, (void)counters;
+}
+
+void hsk_grid_noise(
+    const float *values, size_t count, hsk_noise_grid grid, float total[16], float clipped[16]) {
+  (void)values, (void)count, (void)grid, (void)total, (void)clipped;
 }
 
 #endif

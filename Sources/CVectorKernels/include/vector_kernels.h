@@ -26,3 +26,15 @@ hsk_extremes hsk_find_extremes(const float *values, size_t count, int skips_zero
 // `reciprocal_width` is a power of two. `counters` holds four histograms of 8192 bins, one after the
 // other; which of them counts a value is unspecified.
 void hsk_count_bins(const float *values, size_t count, float reciprocal_width, uint32_t *counters);
+
+// The grid of hsk_grid_noise: codes from `low` to `high` relative to the zero point.
+typedef struct {
+  float reciprocal, low, high;
+} hsk_noise_grid;
+
+// Sums the squared errors of values on a grid, in steps squared, lane by lane.
+//
+// `count` is a multiple of 16; lane k gets the values at k, k + 16, ... in this order. `total[k]` is
+// what rounding and clipping cost, `clipped[k]` the distances to the grid's ends alone.
+void hsk_grid_noise(
+    const float *values, size_t count, hsk_noise_grid grid, float total[16], float clipped[16]);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Squared quantization error of contiguous floats on one grid, without writing the rounded values.
 
+import CVectorKernels
+
 /// Squared errors of values on a grid, in steps squared.
 struct GridNoise {
   /// Sum over all values.
@@ -19,10 +21,24 @@ func gridNoise(_ values: UnsafePointer<Float>, count: Int, grid: GridConstants) 
   let high = Lanes(repeating: grid.high)
   var result = GridNoise(total: 0, clipped: 0)
   var index = 0
+  let usesAVX512 = hsk_has_avx512() != 0
   while index &+ Lanes.width <= count {
     let end = min(index &+ 1024, count)
     var total = Lanes(repeating: 0)
     var clipped = Lanes(repeating: 0)
+    if usesAVX512 {
+      let whole = (end &- index) & ~(Lanes.width &- 1)
+      withUnsafeMutableBytes(of: &total) { total in
+        withUnsafeMutableBytes(of: &clipped) { clipped in
+          hsk_grid_noise(
+            values + index, whole,
+            hsk_noise_grid(reciprocal: grid.reciprocal, low: grid.low, high: grid.high),
+            total.baseAddress?.assumingMemoryBound(to: Float.self),
+            clipped.baseAddress?.assumingMemoryBound(to: Float.self))
+        }
+      }
+      index &+= whole
+    }
     while index &+ Lanes.width <= end {
       let scaled = Lanes(loading: values + index) * reciprocal
       let inside = scaled.atLeast(low).atMost(high)
