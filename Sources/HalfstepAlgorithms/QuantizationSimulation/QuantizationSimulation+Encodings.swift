@@ -117,10 +117,8 @@ extension QuantizationSimulation {
   }
 
   private func take(_ accepted: OrderedDictionary<String, Encoding>) throws(HalfstepError) {
-    // Rounding can only fail for lack of memory; do all of it before anything changes.
-    var rounded: [String: Tensor] = [:]
     for (name, encoding) in accepted where quantizers[name]?.site.role == .parameter {
-      if let value = constants[name] { rounded[name] = try encoding.fakeQuantize(value) }
+      if let value = constants[name] { _ = try encoding.layout(for: value.shape) }
     }
     for name in quantizers.keys where !(quantizers[name]?.isFrozen ?? true) {
       let encoding = accepted[name]
@@ -128,7 +126,7 @@ extension QuantizationSimulation {
       quantizers[name]?.isEnabled = encoding != nil
       quantizers[name]?.encoding = encoding
       if let encoding { quantizers[name]?.site.spec.adopt(encoding) }
-      if quantizers[name]?.site.role == .parameter { roundedParameters[name] = rounded[name] }
+      if quantizers[name]?.site.role == .parameter { roundedParameters[name] = nil }
     }
     invalidate(calibration: true)
   }

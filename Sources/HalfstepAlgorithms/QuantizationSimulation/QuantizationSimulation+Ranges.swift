@@ -75,7 +75,7 @@ extension QuantizationSimulation {
     }
   }
 
-  /// Chooses the grid of a parameter from its values and rounds it.
+  /// Chooses the grid of a parameter from its values.
   func computeParameterEncoding(_ tensor: String) throws(HalfstepError) {
     guard let quantizer = quantizers[tensor], let value = constants[tensor] else { return }
     let encoding: Encoding
@@ -130,15 +130,26 @@ extension QuantizationSimulation {
     }
   }
 
-  /// Sets the grid of a parameter and rounds it, if it is enabled.
+  /// Sets the grid of a parameter.
   func adopt(_ encoding: Encoding?, forParameter tensor: String) throws(HalfstepError) {
-    if let encoding, let value = constants[tensor], quantizers[tensor]?.isEnabled ?? false {
-      roundedParameters[tensor] = try encoding.fakeQuantize(value)
-    } else {
-      roundedParameters[tensor] = nil
-    }
+    if let encoding, let value = constants[tensor] { _ = try encoding.layout(for: value.shape) }
+    roundedParameters[tensor] = nil
     quantizers[tensor]?.encoding = encoding
     invalidate(calibration: true)
+  }
+
+  /// The enabled parameters rounded to their grids; each is rounded once.
+  ///
+  /// Whoever only asks for grids, such as a simulation of live PyTorch modules, needs no second copy
+  /// of the weights.
+  func roundParameters() throws(HalfstepError) -> [String: Tensor] {
+    for (name, quantizer) in quantizers where quantizer.site.role == .parameter {
+      guard quantizer.isEnabled, roundedParameters[name] == nil,
+        let encoding = quantizer.encoding, let value = constants[name]
+      else { continue }
+      roundedParameters[name] = try encoding.fakeQuantize(value)
+    }
+    return roundedParameters
   }
 
   /// Refuses weights and biases that are not finite.

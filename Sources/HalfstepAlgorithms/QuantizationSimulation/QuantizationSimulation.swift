@@ -48,7 +48,7 @@ package final class QuantizationSimulation {
 
   /// Constants under quantizers, by name.
   let constants: [String: Tensor]
-  /// Constants rounded to their grids; parameters only while calibrating.
+  /// Parameters rounded to their grids, as far as somebody ran the network with them.
   var roundedParameters: [String: Tensor] = [:]
   /// What the observed activations saw, by tensor, in graph order.
   var statistics: OrderedDictionary<String, RangeStatistics> = [:]
@@ -179,7 +179,7 @@ package final class QuantizationSimulation {
     if let calibration { return calibration }
     let tensors = Array(statistics.keys).filter { quantizers[$0]?.isEnabled ?? false }
     let session = try Session(
-      graph: try graph.replacingConstants(roundedParameters), observed: Set(tensors))
+      graph: try graph.replacingConstants(try roundParameters()), observed: Set(tensors))
     let observer = CalibrationObserver(
       tensors, keepsHistogram: options.scheme.needsHistogram)
     calibration = (session, observer)
@@ -246,7 +246,7 @@ package final class QuantizationSimulation {
   /// A session with every grid in place.
   func makeSimulation(extraOutputs: [String]) throws(HalfstepError) -> Session {
     try checkComplete()
-    var rounded = roundedParameters
+    var rounded = try roundParameters()
     var quantized: [String: Encoding] = [:]
     for (name, quantizer) in quantizers where quantizer.isEnabled {
       guard quantizer.site.role == .activation, let encoding = quantizer.encoding else { continue }
