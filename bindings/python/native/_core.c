@@ -3,11 +3,12 @@
 #include "core.h"
 
 static PyObject *core_set_thread_count(PyObject *module, PyObject *args) {
+  core_state *state = PyModule_GetState(module);
   int count;
-  if (!PyArg_ParseTuple(args, "i:set_thread_count", &count)) return NULL;
+  if (!parse_arguments(state, args, "threads", "i:set_thread_count", &count)) return NULL;
   hs_error error;
   if (hs_set_thread_count(count, &error) != HS_OK) {
-    return raise_error(PyModule_GetState(module), &error);
+    return raise_error(state, &error);
   }
   Py_RETURN_NONE;
 }
@@ -25,9 +26,9 @@ static PyObject *core_version(PyObject *module, PyObject *unused) {
 }
 
 static PyObject *core_status_name(PyObject *module, PyObject *args) {
-  (void)module;
+  core_state *state = PyModule_GetState(module);
   int status;
-  if (!PyArg_ParseTuple(args, "i:status_name", &status)) return NULL;
+  if (!parse_arguments(state, args, "status", "i:status_name", &status)) return NULL;
   return text_of(hs_status_name(status));
 }
 

@@ -42,7 +42,7 @@ static void shapes_release(shapes *shapes) {
   PyMem_Free(shapes->ranks);
 }
 
-static int shapes_acquire(PyObject *tuple, size_t count, shapes *out) {
+static int shapes_acquire(core_state *state, PyObject *tuple, size_t count, shapes *out) {
   out->count = count;
   out->extents = PyMem_Calloc(count + 1, sizeof *out->extents);
   out->ranks = PyMem_Calloc(count + 1, sizeof *out->ranks);
@@ -59,7 +59,8 @@ static int shapes_acquire(PyObject *tuple, size_t count, shapes *out) {
     out->extents[i] = extents;
     out->ranks[i] = (int32_t)rank;
     for (Py_ssize_t axis = 0; extents && axis < rank; axis++) {
-      extents[axis] = PyLong_AsLongLong(PyTuple_GetItem(shape, axis));
+      if (integer_of(state, PyTuple_GetItem(shape, axis), "input_shapes", &extents[axis]) < 0)
+        break;
     }
     if (PyErr_Occurred()) {
       shapes_release(out);
@@ -74,9 +75,12 @@ PyObject *core_compressor_create(PyObject *module, PyObject *args) {
   PyObject *model_object, *ignored, *input_names, *input_shapes;
   int scheme, metric, importance, reconstructs;
   long long multiplicity;
-  if (!PyArg_ParseTuple(args, "OiiLO!O!O!ip:compressor_create", &model_object, &scheme, &metric,
-                        &multiplicity, &PyTuple_Type, &ignored, &PyTuple_Type, &input_names,
-                        &PyTuple_Type, &input_shapes, &importance, &reconstructs)) {
+  if (!parse_arguments(state, args,
+                       "model scheme metric multiplicity ignored input_names input_shapes "
+                       "importance reconstructs",
+                       "OiiLO!O!O!ip:compressor_create", &model_object, &scheme, &metric,
+                       &multiplicity, &PyTuple_Type, &ignored, &PyTuple_Type, &input_names,
+                       &PyTuple_Type, &input_shapes, &importance, &reconstructs)) {
     return NULL;
   }
   handle_lock *lock;
@@ -89,7 +93,7 @@ PyObject *core_compressor_create(PyObject *module, PyObject *args) {
     names_release(&layers);
     return NULL;
   }
-  if (shapes_acquire(input_shapes, inputs.count, &shapes) < 0) {
+  if (shapes_acquire(state, input_shapes, inputs.count, &shapes) < 0) {
     names_release(&layers);
     names_release(&inputs);
     return NULL;
@@ -218,7 +222,7 @@ static PyObject *compressor_units(PyObject *object, PyObject *args) {
   core_state *state = state_of(object);
   Py_ssize_t index;
   double ratio;
-  if (!PyArg_ParseTuple(args, "nd:units", &index, &ratio)) return NULL;
+  if (!parse_arguments(state, args, "layer ratio", "nd:units", &index, &ratio)) return NULL;
   if (handle_enter(state, &self->lock) < 0) return NULL;
   hs_error error;
   int64_t units = 0;
@@ -232,7 +236,7 @@ static PyObject *compressor_ratio(PyObject *object, PyObject *args) {
   core_state *state = state_of(object);
   Py_ssize_t index;
   long long units;
-  if (!PyArg_ParseTuple(args, "nL:ratio", &index, &units)) return NULL;
+  if (!parse_arguments(state, args, "layer units", "nL:ratio", &index, &units)) return NULL;
   if (handle_enter(state, &self->lock) < 0) return NULL;
   hs_error error;
   double ratio = 0;
@@ -267,7 +271,8 @@ static PyObject *compressor_select(PyObject *object, PyObject *args) {
   core_state *state = state_of(object);
   double target;
   PyObject *callable;
-  if (!PyArg_ParseTuple(args, "dO:select", &target, &callable)) return NULL;
+  if (!parse_arguments(state, args, "target progress", "dO:select", &target, &callable))
+    return NULL;
   size_t count;
   int64_t *units = units_buffer(self, &count);
   if (!units || handle_enter(state, &self->lock) < 0) {
@@ -295,7 +300,8 @@ static PyObject *compressor_select_greedy(PyObject *object, PyObject *args) {
   double target;
   Py_buffer ratios, scores;
   int monotonic;
-  if (!PyArg_ParseTuple(args, "dy*y*p:select_greedy", &target, &ratios, &scores, &monotonic)) {
+  if (!parse_arguments(state, args, "target ratios scores monotonic", "dy*y*p:select_greedy",
+                       &target, &ratios, &scores, &monotonic)) {
     return NULL;
   }
   size_t candidates = (size_t)ratios.len / sizeof(double);
@@ -351,7 +357,7 @@ static PyObject *compressor_errors(PyObject *object, PyObject *args) {
   core_state *state = state_of(object);
   Py_ssize_t index;
   PyObject *callable;
-  if (!PyArg_ParseTuple(args, "nO:errors", &index, &callable)) return NULL;
+  if (!parse_arguments(state, args, "layer progress", "nO:errors", &index, &callable)) return NULL;
   if (handle_enter(state, &self->lock) < 0) return NULL;
   progress_context context = {.callable = callable};
   hs_error error;
@@ -402,7 +408,7 @@ static PyObject *compressor_compress(PyObject *object, PyObject *args) {
   int64_t *units = PyMem_Calloc(count + 1, sizeof *units);
   if (!units) return PyErr_NoMemory();
   for (size_t i = 0; i < count; i++) {
-    units[i] = PyLong_AsLongLong(PyTuple_GetItem(sizes, (Py_ssize_t)i));
+    if (integer_of(state, PyTuple_GetItem(sizes, (Py_ssize_t)i), "units", &units[i]) < 0) break;
   }
   if (PyErr_Occurred() || handle_enter(state, &self->lock) < 0) {
     PyMem_Free(units);

@@ -35,6 +35,16 @@ const char *utf8_of(PyObject *text, const char *what);
 PyObject *text_of(const char *utf8);
 
 // ------------------------------------------------------------------------------------------------
+// arguments.c
+
+/// PyArg_ParseTuple() with the arguments' names, apart by spaces: a number that is too large for
+/// its place raises InvalidArgumentError with its name. 0 if it raised.
+int parse_arguments(core_state *state, PyObject *args, const char *names, const char *format, ...);
+
+/// An int as 64 bits; -1 if it raised.
+int integer_of(core_state *state, PyObject *item, const char *name, int64_t *out);
+
+// ------------------------------------------------------------------------------------------------
 // lock.c
 
 /// Lets one thread at a time use a handle; the others wait without the GIL.

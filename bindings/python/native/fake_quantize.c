@@ -11,9 +11,11 @@ PyObject *core_fake_quantize(PyObject *module, PyObject *args) {
   PyObject *objects[4];  // input, scales, zero points, output
   int granularity, axis, block_axis, bits, is_signed, is_strict;
   long long block_size;
-  if (!PyArg_ParseTuple(args, "OOOOiiiLipp:fake_quantize", &objects[0], &objects[1], &objects[2],
-                        &objects[3], &granularity, &axis, &block_axis, &block_size, &bits,
-                        &is_signed, &is_strict)) {
+  if (!parse_arguments(
+          state, args,
+          "array scale zero_point out granularity axis block_axis block_size bits signed strict",
+          "OOOOiiiLipp:fake_quantize", &objects[0], &objects[1], &objects[2], &objects[3],
+          &granularity, &axis, &block_axis, &block_size, &bits, &is_signed, &is_strict)) {
     return NULL;
   }
   Py_buffer buffers[4];

@@ -64,11 +64,14 @@ PyObject *core_fake_quantize_backward(PyObject *module, PyObject *args) {
   };
   int granularity, axis, block_axis, bits, is_signed, is_symmetric, is_strict;
   long long block_size;
-  if (!PyArg_ParseTuple(args, "OOOOOOOOiiiLippp:fake_quantize_backward", &a[VALUES].object,
-                        &a[SCALES].object, &a[ZERO_POINTS].object, &a[UPSTREAM].object,
-                        &a[OUT].object, &a[MINIMUMS].object, &a[OUT_LOW].object,
-                        &a[OUT_HIGH].object, &granularity, &axis, &block_axis, &block_size, &bits,
-                        &is_signed, &is_symmetric, &is_strict)) {
+  if (!parse_arguments(state, args,
+                       "values scales zero_points upstream out minimums out_minimums out_maximums "
+                       "granularity axis block_axis block_size bits signed symmetric strict",
+                       "OOOOOOOOiiiLippp:fake_quantize_backward", &a[VALUES].object,
+                       &a[SCALES].object, &a[ZERO_POINTS].object, &a[UPSTREAM].object,
+                       &a[OUT].object, &a[MINIMUMS].object, &a[OUT_LOW].object, &a[OUT_HIGH].object,
+                       &granularity, &axis, &block_axis, &block_size, &bits, &is_signed,
+                       &is_symmetric, &is_strict)) {
     return NULL;
   }
   for (int i = 0; i < COUNT; i++) {
@@ -116,9 +119,10 @@ PyObject *core_encoding_from_range(PyObject *module, PyObject *args) {
       [SCALES] = {.name = "out_scales", .dtype = floats, .is_writable = 1},
       [ZERO_POINTS] = {.name = "out_zero_points", .dtype = HS_DATA_TYPE_INT32, .is_writable = 1}};
   int bits, is_signed, is_symmetric, is_strict;
-  if (!PyArg_ParseTuple(args, "OOipppOO:encoding_from_range", &a[MINIMUMS].object,
-                        &a[MAXIMUMS].object, &bits, &is_signed, &is_symmetric, &is_strict,
-                        &a[SCALES].object, &a[ZERO_POINTS].object)) {
+  if (!parse_arguments(
+          state, args, "minimums maximums bits signed symmetric strict out_scales out_zero_points",
+          "OOipppOO:encoding_from_range", &a[MINIMUMS].object, &a[MAXIMUMS].object, &bits,
+          &is_signed, &is_symmetric, &is_strict, &a[SCALES].object, &a[ZERO_POINTS].object)) {
     return NULL;
   }
   for (int i = 0; i < COUNT; i++) {
@@ -152,9 +156,10 @@ PyObject *core_encoding_to_range(PyObject *module, PyObject *args) {
                        [MINIMUMS] = {.name = "out_minimums", .dtype = floats, .is_writable = 1},
                        [MAXIMUMS] = {.name = "out_maximums", .dtype = floats, .is_writable = 1}};
   int bits, is_signed, is_symmetric, is_strict;
-  if (!PyArg_ParseTuple(args, "OOipppOO:encoding_to_range", &a[SCALES].object,
-                        &a[ZERO_POINTS].object, &bits, &is_signed, &is_symmetric, &is_strict,
-                        &a[MINIMUMS].object, &a[MAXIMUMS].object)) {
+  if (!parse_arguments(
+          state, args, "scales zero_points bits signed symmetric strict out_minimums out_maximums",
+          "OOipppOO:encoding_to_range", &a[SCALES].object, &a[ZERO_POINTS].object, &bits,
+          &is_signed, &is_symmetric, &is_strict, &a[MINIMUMS].object, &a[MAXIMUMS].object)) {
     return NULL;
   }
   for (int i = 0; i < COUNT; i++) {

@@ -415,8 +415,8 @@ static PyObject *model_equalize(PyObject *object, PyObject *args) {
   core_state *state = state_of(object);
   int absorbs_high_biases, maximum_iterations;
   PyObject *callable;
-  if (!PyArg_ParseTuple(args, "piO:equalize", &absorbs_high_biases, &maximum_iterations,
-                        &callable)) {
+  if (!parse_arguments(state, args, "absorb_high_biases max_iterations progress", "piO:equalize",
+                       &absorbs_high_biases, &maximum_iterations, &callable)) {
     return NULL;
   }
   if (handle_enter(state, &self->lock) < 0) return NULL;
@@ -487,10 +487,13 @@ static PyObject *round_with(PyObject *object, PyObject *args, round_fn round) {
   hs_rounding_options options;
   hs_rounding_options_init(&options);
   int method, parameter_bits, activation_bits, scheme, floor_or_ceil, iterations, block_size;
-  if (!PyArg_ParseTuple(args, "OiiiidOO!nnKpiiOO:adaround", &values, &method, &parameter_bits,
-                        &activation_bits, &scheme, &options.percentile, &configuration,
-                        &PyTuple_Type, &excluded, &maximum_rows, &maximum_bytes, &seed,
-                        &floor_or_ceil, &iterations, &block_size, &cache, &callable)) {
+  if (!parse_arguments(
+          state, args,
+          "data method param_bits activation_bits quant_scheme percentile config excluded_layers "
+          "max_rows max_bytes seed floor_or_ceil iterations block_size cache progress",
+          "OiiiidOO!nnKpiiOO:adaround", &values, &method, &parameter_bits, &activation_bits,
+          &scheme, &options.percentile, &configuration, &PyTuple_Type, &excluded, &maximum_rows,
+          &maximum_bytes, &seed, &floor_or_ceil, &iterations, &block_size, &cache, &callable)) {
     return NULL;
   }
   options.method = method;

@@ -80,9 +80,12 @@ PyObject *simulation_set_encoding(PyObject *object, PyObject *args) {
   Py_buffer scales, zero_points;
   int granularity, axis, block_axis, bits, is_signed, is_symmetric, is_strict;
   long long block_size;
-  if (!PyArg_ParseTuple(args, "Oy*y*iiiLippp:set_encoding", &name, &scales, &zero_points,
-                        &granularity, &axis, &block_axis, &block_size, &bits, &is_signed,
-                        &is_symmetric, &is_strict)) {
+  if (!parse_arguments(state, args,
+                       "tensor scales zero_points granularity axis block_axis block_size bits "
+                       "is_signed is_symmetric is_strict",
+                       "Oy*y*iiiLippp:set_encoding", &name, &scales, &zero_points, &granularity,
+                       &axis, &block_axis, &block_size, &bits, &is_signed, &is_symmetric,
+                       &is_strict)) {
     return NULL;
   }
   hs_error error;
@@ -149,7 +152,9 @@ PyObject *simulation_set_precision(PyObject *object, PyObject *args) {
   core_state *state = state_of(object);
   PyObject *name;
   int bits, is_symmetric;
-  if (!PyArg_ParseTuple(args, "Oii:set_precision", &name, &bits, &is_symmetric)) return NULL;
+  if (!parse_arguments(state, args, "tensor bits is_symmetric", "Oii:set_precision", &name, &bits,
+                       &is_symmetric))
+    return NULL;
   const char *tensor = utf8_of(name, "name of a tensor");
   if (!tensor || handle_enter(state, &self->lock) < 0) return NULL;
   hs_error error;
@@ -166,7 +171,9 @@ PyObject *simulation_set_range(PyObject *object, PyObject *args) {
   core_state *state = state_of(object);
   PyObject *name;
   double minimum, maximum;
-  if (!PyArg_ParseTuple(args, "Odd:set_range", &name, &minimum, &maximum)) return NULL;
+  if (!parse_arguments(state, args, "tensor minimum maximum", "Odd:set_range", &name, &minimum,
+                       &maximum))
+    return NULL;
   const char *tensor = utf8_of(name, "name of a tensor");
   if (!tensor || handle_enter(state, &self->lock) < 0) return NULL;
   hs_error error;

@@ -7,9 +7,12 @@ PyObject *core_simulation_create(PyObject *module, PyObject *args) {
   PyObject *model_object, *configuration, *excluded;
   int parameter_bits, activation_bits, scheme, block_size;
   double percentile;
-  if (!PyArg_ParseTuple(args, "OiiidOO!i:simulation_create", &model_object, &parameter_bits,
-                        &activation_bits, &scheme, &percentile, &configuration, &PyTuple_Type,
-                        &excluded, &block_size)) {
+  if (!parse_arguments(state, args,
+                       "model param_bits activation_bits quant_scheme percentile config "
+                       "excluded_layers block_size",
+                       "OiiidOO!i:simulation_create", &model_object, &parameter_bits,
+                       &activation_bits, &scheme, &percentile, &configuration, &PyTuple_Type,
+                       &excluded, &block_size)) {
     return NULL;
   }
   handle_lock *model_lock;
@@ -127,7 +130,9 @@ static PyObject *simulation_calibrate(PyObject *object, PyObject *args) {
   core_state *state = state_of(object);
   PyObject *values, *callable;
   Py_ssize_t batch_size;
-  if (!PyArg_ParseTuple(args, "OnO:calibrate", &values, &batch_size, &callable)) return NULL;
+  if (!parse_arguments(state, args, "inputs batch_size progress", "OnO:calibrate", &values,
+                       &batch_size, &callable))
+    return NULL;
   if (batch_size < 1) {
     return raise_status(state, HS_ERR_INVALID_ARGUMENT, "batch size: expected 1 or more, got %zd",
                         batch_size);

@@ -150,3 +150,57 @@ def test_child_of_a_fork_can_use_threads():
         assert np.array_equal(network.run({"x": x})["y"], want)
     finally:
         halfstep.set_thread_count(before)
+
+
+#: Beyond every float.
+HUGE = 10**400
+
+
+def small_model():
+    weight = constant("w", np.ones((4, 3, 1, 1), np.float32))
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv")
+    return halfstep.Model.load(model([node], [weight], ["x"]))
+
+
+def simulation():
+    return halfstep.QuantizationSimModel(small_model())
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("param_bits", lambda: halfstep.QuantizationSimModel(small_model(), param_bits=HUGE)),
+        (
+            "activation_bits",
+            lambda: halfstep.QuantizationSimModel(small_model(), activation_bits=-HUGE),
+        ),
+        (
+            "percentile",
+            lambda: halfstep.QuantizationSimModel(
+                small_model(), quant_scheme="percentile", percentile=HUGE
+            ),
+        ),
+        ("bits", lambda: simulation().set_precision("w", 1 << 40)),
+        ("minimum", lambda: simulation().set_range("y", -HUGE, 1)),
+        ("maximum", lambda: simulation().set_range("y", 0, HUGE)),
+        (
+            "batch_size",
+            lambda: simulation().compute_encodings(
+                {"x": np.ones((1, 3, 2, 2), np.float32)}, batch_size=HUGE
+            ),
+        ),
+        ("max_iterations", lambda: small_model().equalize(max_iterations=1 << 31)),
+        ("threads", lambda: halfstep.set_thread_count(HUGE)),
+        ("bits", lambda: halfstep.fake_quantize([1.0], 1.0, 0, bits=HUGE)),
+        (
+            "block_size",
+            lambda: halfstep.fake_quantize(
+                np.ones((2, 2), np.float32), 1.0, 0, axis=0, block_axis=1, block_size=1 << 63
+            ),
+        ),
+        ("axis", lambda: halfstep.fake_quantize(np.ones(2, np.float32), 1.0, 0, axis=1 << 31)),
+    ],
+)
+def test_a_number_beyond_its_place_is_an_error_that_names_the_argument(name, call):
+    with pytest.raises(halfstep.InvalidArgumentError, match=f"^'?{name}"):
+        call()
