@@ -177,6 +177,12 @@ def _memory_order(x: torch.Tensor) -> tuple[int, ...] | None:
     return None
 
 
+def in_memory_order(x: torch.Tensor) -> torch.Tensor:
+    """Return a channels-last tensor with its axes in the order in which it is dense."""
+    order = None if x.is_contiguous() else _memory_order(x)
+    return x if order is None else x.permute(order)
+
+
 def _layout(grid: Grid, rank: int, order: tuple[int, ...] | None) -> tuple[int, int, int, int]:
     """Return granularity, channel axis, block axis and block size, as the engine counts them."""
     granularity = 2 if grid.block_axis is not None else 0 if grid.axis is None else 1

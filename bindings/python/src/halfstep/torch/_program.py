@@ -94,6 +94,14 @@ class SimulatedModule(nn.Module):
     quantizers, and keep their names, so that state dicts of the original fit (``strict=False``).
     Batch norms and dropouts follow the mode. It can be trained, copied, pickled and compiled; the
     original's other methods are not there.
+
+    Attributes
+    ----------
+    channels_last : bool
+        Whether convolutions run channels-last where no gradients are recorded and everything is
+        float32 on a CPU: the default, since it is faster. Sums are then made in another order, so
+        that a value near a border may round to the other side. Shapes, formats and types of results
+        stay.
     """
 
     def __init__(self, original: nn.Module, program: Program, refresh: Any) -> None:
@@ -105,6 +113,7 @@ class SimulatedModule(nn.Module):
         self.training = original.training
         self._program = program
         self._before_forward = refresh
+        self.channels_last = True
 
     @property
     def code(self) -> str:

@@ -11,9 +11,11 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..errors import InvalidStateError
 from ..quantizers import Quantizer as Site
 from . import _trace
 from ._layers import FunctionalBatchNorm, FunctionalDropout, Holder, TracedConstants, batch_norm
+from ._memory_format import choose_format
 from ._onnx import Exported
 from ._ownership import mark
 from ._program import ITSELF, Program, uninstall
@@ -105,6 +107,8 @@ def build(
     finally:
         del original.__dict__[ITSELF]
     mark(graph, targets)
+    if not in_place:
+        choose_format(graph)
     return Program(graph, type(original).__name__), quantizers, tuple(missing)
 
 
@@ -292,3 +296,26 @@ def quantizers_of(module: nn.Module) -> Iterator[tuple[str, Quantizer]]:
     for name, part in module.named_modules():
         if isinstance(part, Quantizer):
             yield name, part
+
+
+def fold_parameters(module: nn.Module) -> None:
+    """Round parameters to the grids of their quantizers, and freeze these.
+
+    Raises
+    ------
+    InvalidStateError
+        Naming a quantizer that has no range; nothing changes then.
+    """
+    found = []
+    for name, quantizer in quantizers_of(module):
+        holder, _, key = name.rpartition(".")
+        owner, _, kind = holder.rpartition(".")
+        if kind != "param_quantizers" or not quantizer.enabled:
+            continue
+        if not quantizer.has_range:
+            raise InvalidStateError(f"quantizer '{quantizer.name}' has no range to fold")
+        found.append((getattr(module.get_submodule(owner), key), quantizer))
+    with torch.no_grad():
+        for parameter, quantizer in found:
+            parameter.copy_(quantizer(parameter))
+            quantizer.frozen = True

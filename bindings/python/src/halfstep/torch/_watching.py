@@ -12,7 +12,8 @@ from torch import nn
 from .. import simulation as engine
 from ..errors import InvalidStateError
 from ._encodings import from_raw, set_encoding
-from ._network import as_array
+from ._kernels import in_memory_order
+from ._network import as_array, on_cpu
 from .quantizer import Quantizer
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ class Observer:
 
     def __call__(self, value: torch.Tensor) -> None:
         if value.numel():
-            self.sim._handle.observe_value(self.tensor, as_array(value))
+            # Statistics do not ask in which order values come: memory is read as it lies.
+            values = in_memory_order(on_cpu(value))
+            self.sim._handle.observe_value(self.tensor, values.contiguous().numpy())
 
 
 def ignore(value: torch.Tensor) -> None:
@@ -44,9 +47,10 @@ class Refresh:
         self.part = part
         #: Whether grids follow; not while a calibration runs.
         self.active = True
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Look at rules and weights anew."""
         self.rules: engine.QuantizationSimModel | None = None
         self.seen: dict[str, tuple[int, int]] = {}
         self.pairs: list[tuple[str, Quantizer, nn.Module, str]] | None = None
@@ -56,7 +60,7 @@ class Refresh:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        self._forget()
+        self.forget()
 
     def _find(self) -> list[tuple[str, Quantizer, nn.Module, str]]:
         pairs = []

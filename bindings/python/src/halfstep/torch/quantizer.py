@@ -425,7 +425,7 @@ class Quantizer(nn.Module):
         for key in state.keys() - {"bits"}:
             if f"_{key}" not in self.__dict__:
                 raise InvalidArgumentError(f"quantizer '{self.name}': unknown state '{key}'")
-            setattr(self, f"_{key}", bool(state[key]))
+            self.__dict__[f"_{key}"] = bool(state[key])
         self._update_gradients()
 
     def __getstate__(self) -> dict[str, Any]:
