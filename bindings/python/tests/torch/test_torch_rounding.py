@@ -28,6 +28,7 @@ from halfstep.torch import (  # noqa: E402
     apply_adaround,
     apply_seq_mse,
     correct_bias,
+    fold_all_batch_norms,
 )
 
 
@@ -283,10 +284,55 @@ def test_bias_correction_is_the_engines(network, data, onnx_file):
     assert set(changed) <= {"depthwise.bias"}
 
 
+class Normed(nn.Module):
+    """Convolutions with batch norms, from which means are known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.point = nn.Conv2d(8, 12, 1)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.point(torch.relu(self.bn(self.conv(x)))))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_analytic_bias_correction_needs_no_data(data):
+    torch.manual_seed(3)
+    original = Normed().eval()
+    nn.init.normal_(original.bn.bias, std=0.5)
+    nn.init.uniform_(original.bn.weight, 0.5, 1.5)
+    model, folded = copy.deepcopy(original), copy.deepcopy(original)
+    batches = iter([data[0][:1]])  # shows the shape only
+    params = QuantParams(weight_bw=4, quant_scheme="min_max")
+    layers = correct_bias(model, params, 1, batches, 64, None, False, progress=False)
+    assert isinstance(model.bn, nn.Identity)
+    assert any(layer.kept != "nearest" for layer in layers)
+
+    fold_all_batch_norms(folded, data[0][:1])
+    for key, value in folded.state_dict().items():
+        if not key.endswith(".bias"):
+            assert torch.equal(model.state_dict()[key], value), key
+    # By hand: point.bias -= (q(w) - w) · E(relu(n)), n as the batch norm lets expect.
+    mean, deviation = original.bn.bias.double(), original.bn.weight.double().abs()
+    ratio = mean / deviation
+    density = torch.exp(-(ratio**2) / 2) / (2 * torch.pi) ** 0.5
+    below = torch.special.ndtr(ratio)
+    expected = mean * below + deviation * density
+    sim = QuantizationSimModel(folded, data[0][:1], default_param_bw=4)
+    with torch.no_grad():
+        weight = folded.point.weight
+        error = (sim.model.point.param_quantizers["weight"](weight) - weight).double()[:, :, 0, 0]
+        wanted = folded.point.bias.double() - error @ expected
+    torch.testing.assert_close(model.point.bias.double(), wanted, rtol=1e-5, atol=1e-7)
+
+
 def test_bias_correction_refuses(network, data):
     model = copy.deepcopy(network)
     before = state(model)
-    with pytest.raises(InvalidArgumentError, match="empirical"):
+    with pytest.raises(InvalidStateError, match="empirical.*no batch norms"):
         correct_bias(model, QuantParams(), 1, data, 1, None, False)
     with pytest.raises(InvalidArgumentError, match="round_mode"):
         QuantParams(round_mode="stochastic")

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -141,13 +141,15 @@ class Part:
                 sim.set_frozen(name, True)
         return sim
 
-    def pull(self, sim: engine.QuantizationSimModel, parameters_only: bool = False) -> None:
-        """Give every quantizer that is not frozen the engine's grid."""
+    def pull(
+        self, sim: engine.QuantizationSimModel, roles: Container[bool] = (False, True)
+    ) -> None:
+        """Give every quantizer that is not frozen the engine's grid; of parameters, or others."""
         for site in sim.quantizers:
             quantizer = self.quantizers.get(site.tensor)
             if quantizer is None or quantizer.frozen or not site.has_encoding:
                 continue
-            if site.is_parameter or not parameters_only:
+            if site.is_parameter in roles:
                 set_encoding(quantizer, sim.encoding(site.tensor))
 
     def check(self, sim: engine.QuantizationSimModel) -> None:
@@ -162,15 +164,40 @@ class Part:
             if quantizer is not None and site.has_encoding:
                 check_encoding(quantizer, sim.encoding(site.tensor))
 
-    def take(self, sim: engine.QuantizationSimModel, freeze: bool) -> None:
-        """Take over encodings that a simulation has loaded, and which quantizers are on."""
-        self.pull(sim)
+    def take(
+        self,
+        sim: engine.QuantizationSimModel,
+        untouched: Iterable[str],
+        freeze: bool,
+        trains: bool | None,
+    ) -> None:
+        """Take over encodings that a simulation has loaded, and which quantizers are on.
+
+        Parameters
+        ----------
+        sim : halfstep.QuantizationSimModel
+            The engine's simulation, with the encodings.
+        untouched : iterable of str
+            Tensors whose quantizers stay as they are.
+        freeze : bool
+            Whether what is taken over is kept from then on.
+        trains : bool, optional
+            Whether training moves it.
+        """
+        kept = set(untouched)
         for site in sim.quantizers:
             quantizer = self.quantizers.get(site.tensor)
-            if quantizer is None:
+            if quantizer is None or site.tensor in kept:
                 continue
+            if not quantizer.frozen and site.has_encoding:
+                set_encoding(quantizer, sim.encoding(site.tensor))
             quantizer.enabled = site.is_enabled
-            if freeze and site.is_enabled and site.has_encoding:
+            if not (site.is_enabled and site.has_encoding):
+                continue
+            if trains is not None and not (site.is_parameter and not trains):
+                quantizer.learnable = trains
+            # A parameter's range that does not learn would follow the parameter.
+            if freeze or (trains is False and site.is_parameter):
                 quantizer.frozen = True
 
     @contextlib.contextmanager
@@ -212,6 +239,14 @@ class Part:
                 if quantizer.frozen:
                     quantizer.frozen = False
                 quantizer.enabled = False
+
+
+class Quantizers(dict[str, Quantizer]):
+    """Quantizers by tensor."""
+
+    def __call__(self) -> Iterator[Quantizer]:
+        """Go through the quantizers."""
+        return iter(self.values())
 
 
 def quantizers(parts: Iterable[Part]) -> dict[str, Quantizer]:

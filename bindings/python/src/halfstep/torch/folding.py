@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -233,10 +234,14 @@ class _LiveModel:
             )
         return name
 
-    def _write_back(self, folded: set[str]) -> None:
+    def _write_back(self, folded: Set[str]) -> None:
         """Give the module what the engine's model holds now; all of it, or nothing on an error."""
-        after = nodes(self.changed.to_bytes())
         values = self.changed.initializers
+        # Without weights, what is written is the structure alone.
+        structure = self.changed.copy()
+        for name in values:
+            structure.take_initializer(name)
+        after = nodes(structure.to_bytes())
         state = set(self.network.exported.state)
         parameters: dict[str, np.ndarray] = {}
         bounds: dict[str, np.ndarray] = {}

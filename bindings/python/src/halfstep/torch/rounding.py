@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -320,7 +320,8 @@ def correct_bias(
     conv_bn_dict : optional
         Not needed; accepted as AIMET has it.
     perform_only_empirical_bias_corr : bool
-        Only True: batch norms are folded by then, and what they knew is gone.
+        False corrects analytically, by the means that batch norms let expect, and runs no data. The
+        model must still have its batch norms; they are folded, in place.
     layers_to_ignore : iterable of torch.nn.Module
         Layers that stay in float.
     dummy_input : optional
@@ -342,8 +343,6 @@ def correct_bias(
     CancelledError
         The model is then as it was.
     """
-    if not perform_only_empirical_bias_corr:
-        raise InvalidArgumentError("perform_only_empirical_bias_corr: expected True")
     count = max(num_quant_samples, num_bias_correct_samples)
     if count < 1:
         raise InvalidArgumentError(f"num_bias_correct_samples: expected 1 or more, got {count}")
@@ -351,8 +350,17 @@ def correct_bias(
     if dummy_input is None:
         dummy_input = _example(batches.first())
     work = _Work(model, dummy_input, in_place=True)
-    values = gather(work.network, model, batches.until(count), None, forward_fn)
-    values = {name: value[:count] for name, value in values.items()}
+    values, folds = None, ()
+    if perform_only_empirical_bias_corr:
+        values = gather(work.network, model, batches.until(count), None, forward_fn)
+        values = {name: value[:count] for name, value in values.items()}
+    else:
+        folds = work.changed.fold_batch_norms()
+        if not folds:
+            raise InvalidStateError(
+                "perform_only_empirical_bias_corr: the model has no batch norms that fold, which"
+                " alone tell means of activations; correct before folding, or with data"
+            )
     layers = work.changed.correct_biases(
         values,
         quant_params.weight_bw,
@@ -363,7 +371,7 @@ def correct_bias(
         progress=progress,
         **options,
     )
-    work.write_back()
+    work.write_back({fold.batch_norm for fold in folds})
     return layers
 
 
@@ -410,12 +418,12 @@ class _Work(_LiveModel):
         widths = [(op, bits) for layer, bits in overrides for op in self.operators([layer])]
         return _turns(self.changed, values, param_bits, widths, ignored, options, progress)
 
-    def write_back(self) -> None:
+    def write_back(self, folded: Set[str] = frozenset()) -> None:
         """Give the module the weights and biases that the engine's model holds now."""
         held = self.changed.initializers
         state = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         values = {n: held[n] for n in self.network.exported.state if n in held and n in state}
-        self._write_back(set())
+        self._write_back(folded)
         with torch.no_grad():
             for name, value in values.items():
                 # Weights that reach their layer through a transposition, for instance.

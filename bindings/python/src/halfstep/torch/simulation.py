@@ -27,7 +27,7 @@ from . import _borders, _simulated
 from ._encodings import joined, parameter_encodings, parsed, set_encoding, split, write
 from ._export import ONNX, file_name, make_folder
 from ._network import Network
-from ._part import Part, quantizers
+from ._part import Part, Quantizers, quantizers
 from ._program import SimulatedModule
 from ._trace import as_arguments, evaluating
 from ._watching import Range, merge, share
@@ -234,7 +234,7 @@ class QuantizationSimModel:
         try:
             sims = [part.engine(keeps_ranges=False) for part in self._parts]
             for part, sim in zip(self._parts, sims, strict=True):
-                part.pull(sim, parameters_only=True)
+                part.pull(sim, roles=(True,))
             try:
                 with evaluating(self.model), torch.no_grad(), contextlib.ExitStack() as stack:
                     for part, sim in zip(self._parts, sims, strict=True):
@@ -253,7 +253,7 @@ class QuantizationSimModel:
             for part, sim in zip(self._parts, sims, strict=True):
                 with part.naming():
                     sim.finish_calibration()
-                part.pull(sim)
+                part.pull(sim, roles=(False,))
         except BaseException:
             for quantizer, held in before:
                 held.restore(quantizer)
@@ -277,13 +277,60 @@ class QuantizationSimModel:
     # Quantizers
 
     @property
-    def quantizers(self) -> dict[str, Quantizer]:
-        """Quantizers by the name that their tensor has in the exported ONNX model."""
-        return dict(self._quantizers)
+    def quantizers(self) -> Quantizers:
+        """Quantizers by the name that their tensor has in the exported ONNX model.
+
+        Called, as in AIMET, it goes through the quantizers.
+        """
+        return Quantizers(self._quantizers)
 
     def named_quantizers(self) -> Iterator[tuple[str, Quantizer]]:
         """Go through the quantizers with their names in `model`."""
         yield from _simulated.quantizers_of(self.model)
+
+    def named_qmodules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Go through the modules of `model` that hold quantizers, with their names.
+
+        The network itself is among them, without a name, if it holds those of its inputs.
+        """
+        for name, module in self.model.named_modules():
+            if any(kind in module._modules for kind in _simulated.HOLDERS):
+                yield name, module
+
+    def qmodules(self) -> Iterator[nn.Module]:
+        """Go through the modules of `model` that hold quantizers."""
+        for _, module in self.named_qmodules():
+            yield module
+
+    def set_percentile_value(self, percentile_value: float) -> None:
+        """Set the share of values within ranges, 50 to 100, for the scheme ``"percentile"``.
+
+        The next `compute_encodings` goes by it.
+
+        Raises
+        ------
+        InvalidArgumentError
+        """
+        if not 50 <= percentile_value <= 100:
+            raise InvalidArgumentError(
+                f"percentile_value: expected 50 to 100, got {percentile_value}"
+            )
+        for options in (self._options, *(part.options for part in self._parts)):
+            options["percentile"] = float(percentile_value)
+        for part in self._parts:
+            part.refresh.forget()
+
+    def fold_param_quantizers(self) -> None:
+        """Give parameters the values that their quantizers round them to, and freeze these.
+
+        The function of `model` and what is exported stay, as rounding twice changes nothing.
+
+        Raises
+        ------
+        InvalidStateError
+            Naming a quantizer that has no range; nothing changes then.
+        """
+        _simulated.fold_parameters(self.model)
 
     def quantizer(self, tensor: str) -> Quantizer:
         """Return the quantizer of a tensor of the exported ONNX model.
@@ -423,6 +470,9 @@ class QuantizationSimModel:
         self,
         encodings: Mapping[str, Any] | str | os.PathLike[str],
         strict: bool = True,
+        partial: bool = True,
+        requires_grad: bool | None = None,
+        allow_overwrite: bool = True,
         *,
         freeze: bool = False,
     ) -> engine.LoadReport:
@@ -433,10 +483,19 @@ class QuantizationSimModel:
         encodings : dict or path
             Parsed JSON, or a file.
         strict : bool
-            Whether any mismatch is an error. Otherwise the file's widths and symmetry are taken
-            over, and quantizers that it does not name are switched off.
+            Whether an entry without a quantizer here, or of another width or symmetry, is an error.
+            Otherwise the former is reported and the latter taken over.
+        partial : bool
+            Whether quantizers that the file does not name stay as they are. Otherwise they are
+            switched off.
+        requires_grad : bool, optional
+            Whether training moves the ranges that are loaded; by default as before. A weight's
+            range that is not to move is frozen, since it would follow the weight otherwise.
+        allow_overwrite : bool
+            Whether `compute_encodings` and further loading may change what is loaded. Otherwise it
+            is frozen, and training does not move it either.
         freeze : bool
-            Whether the quantizers that are loaded keep their grid from now on.
+            The same as ``allow_overwrite=False``.
 
         Returns
         -------
@@ -446,25 +505,35 @@ class QuantizationSimModel:
         ------
         EncodingMismatchError
             If strict, and for grids that cannot belong to their tensor; nothing changes then.
+        InvalidArgumentError
+            If ranges are to be trained and kept at once.
         MalformedFileError, UnsupportedVersionError, FileAccessError
         """
+        freeze = freeze or not allow_overwrite
+        if freeze and requires_grad:
+            raise InvalidArgumentError(
+                "requires_grad: ranges that nothing may overwrite do not learn"
+            )
         places = [part.place for part in self._parts]
         content, unknown = split(parsed(encodings), places)
-        if unknown and strict:
-            raise EncodingMismatchError(f"no quantizer for tensor '{unknown[0]}'")
         loaded = []
+        different: list[str] = []
         for part in self._parts:
             sim = part.engine(keeps_ranges=True)
             with part.naming():
-                loaded.append((part, sim, sim.load_encodings(content[part.place], strict)))
+                report = sim.load_encodings(content[part.place], strict=False)
                 part.check(sim)
-        missing: list[str] = []
-        different: list[str] = []
-        for part, sim, report in loaded:
-            part.take(sim, freeze)
+            loaded.append((part, sim, report))
             unknown += [part.name_of(tensor) for tensor in report.unknown]
-            missing += [part.name_of(tensor) for tensor in report.missing]
             different += [part.name_of(text) for text in report.different]
+        problems = [f"'{tensor}' has no quantizer here" for tensor in unknown] + different
+        if strict and problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise EncodingMismatchError(f"encodings do not match the model: {problems[0]}{more}")
+        missing: list[str] = []
+        for part, sim, report in loaded:
+            part.take(sim, report.missing if partial else (), freeze, requires_grad)
+            missing += [part.name_of(tensor) for tensor in report.missing]
         return engine.LoadReport(tuple(unknown), tuple(missing), tuple(different))
 
     def load_and_freeze_encodings(
@@ -472,6 +541,16 @@ class QuantizationSimModel:
     ) -> engine.LoadReport:
         """Do what `load_encodings` does, and keep the grids from then on."""
         return self.load_encodings(encoding_path, strict, freeze=True)
+
+    def quantizer_state_dict(self) -> dict[str, Any]:
+        """Return the part of the model's `state_dict` that belongs to quantizers.
+
+        ``other.model.load_state_dict(sim.quantizer_state_dict(), strict=False)`` gives another
+        simulation of the same network the ranges and switches.
+        """
+        own = {name for name, _ in _simulated.quantizers_of(self.model)}
+        state = self.model.state_dict()
+        return {key: value for key, value in state.items() if key.rpartition(".")[0] in own}
 
     def set_and_freeze_param_encodings(
         self, encoding_path: Mapping[str, Any] | str | os.PathLike[str]
