@@ -293,9 +293,9 @@ import torch
 import torch.distributed as dist
 sys.path.insert(0, sys.argv[4])
 from test_quantizer import batch, network
-rank, port = int(sys.argv[1]), sys.argv[2]
+rank, store = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
-dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
 model = torch.nn.parallel.DistributedDataParallel(network())
 optimizer = torch.optim.SGD(model.parameters(), 0.05)
 for step in range(3):
@@ -304,24 +304,24 @@ for step in range(3):
     optimizer.step()
 if rank == 0:
     torch.save(model.module.state_dict(), sys.argv[3])
+del model
+dist.barrier()  # who ends first closes connections that the other may still use
 dist.destroy_process_group()
 """
 
 
 def test_two_processes_train_as_one(tmp_path):
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     path = tmp_path / "state.pt"
     here = re.sub(r"[^/]*$", "", __file__)
     workers = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(rank), port, str(path), here])
+        subprocess.Popen(
+            [sys.executable, "-X", "faulthandler", "-c", WORKER]
+            + [str(rank), str(tmp_path / "store"), str(path), here]
+        )
         for rank in range(2)
     ]
     try:
-        assert [worker.wait(120) for worker in workers] == [0, 0]
+        assert [worker.wait(400) for worker in workers] == [0, 0]
     finally:
         for worker in workers:
             worker.kill()

@@ -468,6 +468,7 @@ try:
     sim.compute_encodings(fails, group=True)
 except Exception as error:
     print(type(error).__name__, error)
+distributed.barrier()  # who ends first closes connections that the other may still use
 distributed.destroy_process_group()
 """
 
@@ -481,6 +482,8 @@ def test_two_processes_find_what_one_finds(tmp_path):
         subprocess.Popen(
             [
                 sys.executable,
+                "-X",
+                "faulthandler",
                 "-c",
                 WORKER,
                 str(rank),
@@ -493,7 +496,7 @@ def test_two_processes_find_what_one_finds(tmp_path):
         )
         for rank in range(2)
     ]
-    said = [worker.communicate(timeout=200)[0] for worker in workers]
+    said = [worker.communicate(timeout=400)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0]
     # Rows alone go through the same kernels here as there, so the statistics are the same bits.
     threads = torch.get_num_threads()

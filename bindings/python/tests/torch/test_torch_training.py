@@ -182,7 +182,7 @@ def test_two_ddp_processes_learn_what_one_learns(sim, tmp_path):
     }
     workers = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", DDP, str(rank)]
+            [sys.executable, "-W", "ignore", "-X", "faulthandler", "-c", DDP, str(rank)]
             + [str(tmp_path / name) for name in ("store", "sim.pkl", f"{rank}.pt")],
             env=environment,
             stderr=subprocess.PIPE,
