@@ -654,6 +654,13 @@ typedef struct hs_compression_options {
   /// Only for channel pruning. 0: layers are fitted to the channels that are left, which needs
   /// hs_compressor_calibrate(). Not 0: they keep their weights.
   int32_t without_reconstruction;
+  /// Only for channel pruning: nodes or weights that keep all channels that they read,
+  /// `[input_keeper_count]`. AIMET's modules to ignore are such.
+  const char *const *input_keepers;
+  size_t input_keeper_count;  ///< Number of layers that keep what they read.
+  /// Only for channel pruning. Not 0: channels stay that Split, Slice and Gather pick by position;
+  /// for networks that are described in a program of which nothing but weights can be changed.
+  int32_t keeps_positions;
 } hs_compression_options;
 
 /// Fills in defaults (all zero); NULL is a no-op.
@@ -770,6 +777,46 @@ hs_status hs_compressor_refusal(const hs_compressor *compressor, size_t index,
 hs_status hs_compressor_find(const hs_compressor *compressor, const char *name, size_t *out_index,
                              hs_error *error);
 
+/// Indices of what a layer reads. AIMET gives ratios of channel pruning to layers that read the
+/// channels, this library to layers that write them; where layers are split, the layer itself.
+/// @param[in] compressor the compressor
+/// @param[in] name node name, weight, or weight without ".weight"
+/// @param[out] out_indices for hs_compressor_layer(), ascending, `[capacity]`; may be NULL to count
+/// @param[in] capacity room in `out_indices`
+/// @param[out] out_count number of indices, 1 or more
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_UNKNOWN_NAME, HS_ERR_UNSUPPORTED_OPERATOR (with the reason: no channel
+///   that the layer reads can be pruned), HS_ERR_INVALID_ARGUMENT (too little room)
+/// @since 0.1
+hs_status hs_compressor_find_read(const hs_compressor *compressor, const char *name,
+                                  size_t *out_indices, size_t capacity, size_t *out_count,
+                                  hs_error *error);
+
+/// What layers do with channels.
+/// @since 0.1
+typedef int32_t hs_channel_role;
+
+enum {
+  HS_CHANNELS_WRITTEN = 0,  ///< Layers that write the channels.
+  HS_CHANNELS_READ = 1      ///< Layers whose weights have inputs for them.
+};
+
+/// Layers that write or read the channels of a compressible layer; where layers are split, the
+/// layer itself.
+/// @param[in] compressor the compressor
+/// @param[in] index a compressible layer
+/// @param[in] role which layers
+/// @param[out] out_costs indices for hs_compressor_cost(), ascending, `[capacity]`; may be NULL to
+///   count
+/// @param[in] capacity room in `out_costs`
+/// @param[out] out_count number of layers
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_compressor_members(const hs_compressor *compressor, size_t index, hs_channel_role role,
+                                size_t *out_costs, size_t capacity, size_t *out_count,
+                                hs_error *error);
+
 /// Takes unlabeled inputs: from now on layers are split for them, and sizes chosen by what they do
 /// to the layers' outputs.
 ///
@@ -884,7 +931,7 @@ typedef struct hs_compressed_layer {
   const char *weight;         ///< Name of the weight before; NULL for the network.
   const char *first_weight;   ///< Weight of the first of two layers; NULL if it stayed as it was.
   const char *second_weight;  ///< Weight of the second; NULL if it stayed as it was.
-  const char *bias;           ///< Bias of the second; NULL if it has none.
+  const char *bias;           ///< Bias of the second, or one that was fitted; NULL if none is.
   double noise_plain;         ///< Noise over signal on held-out rows of the plain factors; or -1.
   double noise_kept;          ///< The same of what was kept, never larger; -1 without data.
 } hs_compressed_layer;
@@ -925,6 +972,31 @@ hs_status hs_compression_report_count(const hs_compression_report *report, size_
 /// @since 0.1
 hs_status hs_compression_report_get(const hs_compression_report *report, size_t index,
                                     hs_compressed_layer *out_layer, hs_error *error);
+
+/// A constant that lost channels along an axis; lent until the report is freed.
+/// @since 0.1
+typedef struct hs_pruned_constant {
+  const char *name;     ///< Name before; a constant of several nodes may occur for each.
+  const char *result;   ///< Name in the compressed model.
+  int64_t axis;         ///< Axis of the channels.
+  const int64_t *kept;  ///< Indices that stay, rising, `[kept_count]`.
+  size_t kept_count;    ///< Number of indices that stay.
+} hs_pruned_constant;
+
+/// Number of constants that lost channels, each counted for each axis.
+/// @since 0.1
+hs_status hs_compression_report_constant_count(const hs_compression_report *report,
+                                               size_t *out_count, hs_error *error);
+
+/// One constant that lost channels, in the order of the nodes that read them.
+/// @param[in] report the report
+/// @param[in] index less than the count
+/// @param[out] out_constant lent until the report is freed
+/// @param[out] error may be NULL
+/// @return HS_OK, HS_ERR_INVALID_ARGUMENT
+/// @since 0.1
+hs_status hs_compression_report_constant(const hs_compression_report *report, size_t index,
+                                         hs_pruned_constant *out_constant, hs_error *error);
 
 /// Frees a report; NULL is a no-op.
 /// @since 0.1

@@ -561,6 +561,18 @@ struct CompressionOptions {
   hs_channel_importance importance = HS_CHANNELS_BY_RECONSTRUCTION;
   /// Whether channel pruning fits layers to the channels that are left.
   bool reconstructs = true;
+  /// Layers that keep all channels that they read, for channel pruning.
+  std::vector<std::string> input_keepers;
+  /// Whether channel pruning keeps channels that Split, Slice and Gather pick by position.
+  bool keeps_positions = false;
+};
+
+/// A constant that lost channels along an axis.
+struct PrunedConstant {
+  std::string name;           ///< Name before.
+  std::string result;         ///< Name in the compressed model.
+  int64_t axis;               ///< Axis of the channels.
+  std::vector<int64_t> kept;  ///< Indices that stay, rising.
 };
 
 /// A compressed model and its costs before and after.
@@ -570,6 +582,7 @@ struct Compressed {
   int64_t macs_after;
   int64_t parameters_before;
   int64_t parameters_after;
+  std::vector<PrunedConstant> constants;  ///< What lost channels; an entry for each axis.
 };
 
 /// Compresses a model, as often as wanted. Sizes are ranks or numbers of channels, 0 for layers
@@ -579,8 +592,13 @@ class Compressor {
   explicit Compressor(const Model &model, const CompressionOptions &options = {}) {
     std::vector<const char *> ignored;
     for (const auto &name : options.ignored_layers) ignored.push_back(name.c_str());
+    std::vector<const char *> keepers;
+    for (const auto &name : options.input_keepers) keepers.push_back(name.c_str());
     hs_compression_options raw;
     hs_compression_options_init(&raw);
+    raw.input_keepers = keepers.data();
+    raw.input_keeper_count = keepers.size();
+    raw.keeps_positions = options.keeps_positions ? 1 : 0;
     raw.scheme = options.scheme;
     raw.metric = options.metric;
     raw.multiplicity = options.multiplicity;
@@ -599,6 +617,25 @@ class Compressor {
     for (std::size_t index = 0; index < count; ++index) {
       names.emplace_back(
           detail::get<hs_compressible_layer>(hs_compressor_layer, handle_.get(), index).name);
+    }
+    return names;
+  }
+
+  /// Positions in `layers` of what a layer reads, by its name; where layers are split, of itself.
+  std::vector<std::size_t> read_by(const std::string &name) const {
+    return positions([&](std::size_t *out, std::size_t capacity, std::size_t *count) {
+      detail::call(hs_compressor_find_read, handle_.get(), name.c_str(), out, capacity, count);
+    });
+  }
+
+  /// Names of layers that write or read the channels of one of `layers`.
+  std::vector<std::string> members(std::size_t layer, hs_channel_role role) const {
+    std::vector<std::string> names;
+    auto found = positions([&](std::size_t *out, std::size_t capacity, std::size_t *count) {
+      detail::call(hs_compressor_members, handle_.get(), layer, role, out, capacity, count);
+    });
+    for (std::size_t index : found) {
+      names.emplace_back(detail::get<hs_layer_cost>(hs_compressor_cost, handle_.get(), index).name);
     }
     return names;
   }
@@ -664,11 +701,29 @@ class Compressor {
     detail::Owner<hs_compression_report, hs_compression_report_free> owner(report);
     Model result(model);
     auto total = detail::get<hs_compressed_layer>(hs_compression_report_total, report);
-    return {std::move(result), total.macs_before, total.macs_after, total.parameters_before,
-            total.parameters_after};
+    std::vector<PrunedConstant> constants;
+    auto count = detail::get<std::size_t>(hs_compression_report_constant_count, report);
+    for (std::size_t index = 0; index < count; ++index) {
+      auto item = detail::get<hs_pruned_constant>(hs_compression_report_constant, report, index);
+      constants.push_back({item.name, item.result, item.axis,
+                           std::vector<int64_t>(item.kept, item.kept + item.kept_count)});
+    }
+    return {std::move(result),       total.macs_before,      total.macs_after,
+            total.parameters_before, total.parameters_after, std::move(constants)};
   }
 
  private:
+  /// What a function gives that first counts and then fills a buffer.
+  template <typename Call>
+  static std::vector<std::size_t> positions(Call call) {
+    std::size_t count = 0;
+    call(nullptr, std::size_t(0), &count);
+    std::vector<std::size_t> found(count);
+    found.reserve(1);
+    call(found.data(), found.size(), &count);
+    return found;
+  }
+
   detail::Owner<hs_compressor, hs_compressor_free> handle_;
 };
 

@@ -47,6 +47,13 @@ public struct CompressionOptions: Sendable {
   public var importance: ChannelImportance = .reconstruction
   /// Whether channel pruning fits layers to the channels that are left, which needs data; default yes.
   public var reconstructs: Bool = true
+  /// Layers that keep all channels that they read, as AIMET's `modules_to_ignore`, by node name, weight,
+  /// or weight without `.weight`, for channel pruning; default none.
+  public var inputKeepers: [String] = []
+  /// Whether channel pruning keeps channels that Split, Slice and Gather pick by position; default no.
+  ///
+  /// For networks that are described elsewhere, in a program that nothing can change but its weights.
+  public var keepsPositions: Bool = false
 
   /// Creates the default options.
   public init() {}
@@ -118,6 +125,8 @@ public struct CompressionStats: Hashable, Sendable {
     public let pair: Pair?
     /// What the factors do to the layer's output; nil without data.
     public let noise: Noise?
+    /// Name of the bias that was fitted when the layer lost channels; nil if none was.
+    public let fittedBias: String?
   }
   /// Names of the constants of a pair of layers.
   public struct Pair: Hashable, Sendable {
@@ -143,6 +152,8 @@ public struct CompressionStats: Hashable, Sendable {
   public let after: ComputeCost
   /// What cannot be compressed, and why.
   public let refusals: [CompressionRefusal]
+  /// Constants that lost channels, and which of them stay; an entry for each axis.
+  public let constants: [PrunedConstant]
 
   /// Multiply-accumulates after over before; 1 for a network without layers.
   public var macRatio: Double { Self.share(after.macs, before.macs) }
@@ -152,6 +163,18 @@ public struct CompressionStats: Hashable, Sendable {
   private static func share(_ after: Int, _ before: Int) -> Double {
     before > 0 ? Double(after) / Double(before) : 1
   }
+}
+
+/// A constant that lost channels along an axis.
+public struct PrunedConstant: Hashable, Sendable {
+  /// Name before; constants that several nodes read may have an entry for each.
+  public let name: String
+  /// Name in the compressed network.
+  public let result: String
+  /// Axis of the channels.
+  public let axis: Int
+  /// Indices that stay, rising.
+  public let kept: [Int]
 }
 
 /// What a layer's ratios do to the network's score, for `ModelCompressor.selectGreedily`.
@@ -203,6 +226,8 @@ public struct ModelCompressor: Sendable {
     inner.metric = options.metric == .macs ? .macs : .memory
     inner.multiplicity = options.multiplicity
     inner.ignoredLayers = options.ignoredLayers
+    inner.inputKeepers = options.inputKeepers
+    inner.keepsPositions = options.keepsPositions
     inner.inputShapes = options.inputShapes
     compressor = try Compressor(model.graph, inner)
     original = model
@@ -240,6 +265,34 @@ public struct ModelCompressor: Sendable {
   ///   be compressed.
   public func position(of layer: String) throws(HalfstepError) -> Int {
     try compressor.position(of: layer)
+  }
+
+  /// Positions in `layers` of what a layer reads: AIMET gives ratios of channel pruning to layers that
+  /// read the channels, this package to layers that write them.
+  ///
+  /// - Parameter layer: By node name, weight, or weight without `.weight`.
+  /// - Returns: One or more, ascending; where layers are split, the layer itself.
+  /// - Throws: `HalfstepError.unknownName`; `.unsupportedOperator` with the reason if no channel that
+  ///   it reads can be pruned.
+  public func positions(readBy layer: String) throws(HalfstepError) -> [Int] {
+    try compressor.positions(readBy: layer)
+  }
+
+  /// Layers that write and that read the channels of one of `layers`; where layers are split, the layer
+  /// itself for both.
+  ///
+  /// - Parameter position: Position in `layers`.
+  /// - Returns: Positions in `costs`, ascending.
+  /// - Throws: `HalfstepError.invalidArgument` for a position out of range.
+  public func members(
+    _ position: Int
+  ) throws(HalfstepError) -> (writers: [Int], readers: [Int]) {
+    guard compressor.layers.indices.contains(position) else {
+      throw HalfstepError(
+        .invalidArgument,
+        "layer: expected a position below \(compressor.layers.count), got \(position)")
+    }
+    return compressor.members(position)
   }
 
   /// The rank that brings a layer's cost to a ratio, or that share of its channels, rounded up to the
@@ -412,10 +465,13 @@ extension CompressionStats {
         pair: $0.pair.map {
           Pair(firstWeight: $0.firstWeight, secondWeight: $0.secondWeight, bias: $0.bias)
         },
-        noise: $0.noise.map { Noise(plain: $0.plain, kept: $0.kept) })
+        noise: $0.noise.map { Noise(plain: $0.plain, kept: $0.kept) }, fittedBias: $0.fittedBias)
     }
     before = ComputeCost(report.before)
     after = ComputeCost(report.after)
     refusals = report.refusals.map { CompressionRefusal(layer: $0.layer, reason: $0.reason) }
+    constants = report.constants.map {
+      PrunedConstant(name: $0.name, result: $0.result, axis: $0.axis, kept: $0.kept)
+    }
   }
 }

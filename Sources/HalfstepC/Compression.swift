@@ -43,9 +43,16 @@ extension hs_compression_refusal {
 private final class CompressionReportHandle {
   let stats: CompressionStats
   let layers: LentList<hs_compressed_layer>
+  let constants: LentList<hs_pruned_constant>
 
   init(_ stats: CompressionStats) {
     self.stats = stats
+    constants = LentList(stats.constants) { constant, memory in
+      hs_pruned_constant(
+        name: memory.string(constant.name), result: memory.string(constant.result),
+        axis: Int64(constant.axis), kept: memory.array(constant.kept.map { Int64($0) }),
+        kept_count: constant.kept.count)
+    }
     layers = LentList(stats.layers) { layer, memory in
       hs_compressed_layer(
         name: memory.string(layer.name), op_type: memory.string(layer.operatorType),
@@ -55,7 +62,7 @@ private final class CompressionReportHandle {
         parameters_after: Int64(layer.after.parameters), weight: memory.string(layer.weight),
         first_weight: layer.pair.flatMap { memory.string($0.firstWeight) },
         second_weight: layer.pair.flatMap { memory.string($0.secondWeight) },
-        bias: layer.pair?.bias.flatMap { memory.string($0) },
+        bias: (layer.pair?.bias ?? layer.fittedBias).flatMap { memory.string($0) },
         noise_plain: layer.noise?.plain ?? -1, noise_kept: layer.noise?.kept ?? -1)
     }
   }
@@ -96,6 +103,9 @@ public func hs_compressor_create(
     if given.multiplicity != 0 { options.multiplicity = Int(given.multiplicity) }
     options.ignoredLayers = try texts(
       given.ignored_layers, given.ignored_layer_count, "ignored_layers")
+    options.inputKeepers = try texts(
+      given.input_keepers, given.input_keeper_count, "input_keepers")
+    options.keepsPositions = given.keeps_positions != 0
     let names = try texts(given.input_names, given.input_count, "input_names")
     for (index, name) in names.enumerated() {
       let shape = try required(
@@ -184,6 +194,55 @@ public func hs_compressor_find(
   count(outIndex, error) { () throws(HalfstepError) in
     let handle = try object(compressor, "compressor", as: CompressorHandle.self)
     return try handle.compressor.position(of: try text(name, "name"))
+  }
+}
+
+/// Copies positions to a caller's buffer, or only counts them.
+private func hand(
+  _ positions: [Int], _ out: UnsafeMutablePointer<Int>?, _ name: StaticString, _ capacity: Int,
+  _ outCount: UnsafeMutablePointer<Int>
+) throws(HalfstepError) {
+  if let out {
+    guard try length(capacity, "capacity") >= positions.count else {
+      throw HalfstepError(
+        .invalidArgument, "\(name): expected room for \(positions.count), got \(capacity)")
+    }
+    for (place, position) in positions.enumerated() { out[place] = position }
+  }
+  outCount.pointee = positions.count
+}
+
+@_cdecl("hs_compressor_find_read") @implementation
+public func hs_compressor_find_read(
+  _ compressor: OpaquePointer?, _ name: UnsafePointer<CChar>?,
+  _ outIndices: UnsafeMutablePointer<Int>?, _ capacity: Int,
+  _ outCount: UnsafeMutablePointer<Int>?, _ error: UnsafeMutablePointer<hs_error>?
+) -> hs_status {
+  outCount?.pointee = 0
+  return report(to: error) { () throws(HalfstepError) in
+    let handle = try object(compressor, "compressor", as: CompressorHandle.self)
+    let outCount = try required(outCount, "out_count")
+    let found = try handle.compressor.positions(readBy: try text(name, "name"))
+    try hand(found, outIndices, "out_indices", capacity, outCount)
+  }
+}
+
+@_cdecl("hs_compressor_members") @implementation
+public func hs_compressor_members(
+  _ compressor: OpaquePointer?, _ index: Int, _ role: hs_channel_role,
+  _ outCosts: UnsafeMutablePointer<Int>?, _ capacity: Int, _ outCount: UnsafeMutablePointer<Int>?,
+  _ error: UnsafeMutablePointer<hs_error>?
+) -> hs_status {
+  outCount?.pointee = 0
+  return report(to: error) { () throws(HalfstepError) in
+    let handle = try object(compressor, "compressor", as: CompressorHandle.self)
+    let outCount = try required(outCount, "out_count")
+    let members = try handle.compressor.members(index)
+    switch Int(role) {
+    case HS_CHANNELS_WRITTEN: try hand(members.writers, outCosts, "out_costs", capacity, outCount)
+    case HS_CHANNELS_READ: try hand(members.readers, outCosts, "out_costs", capacity, outCount)
+    default: throw HalfstepError(.invalidArgument, "role \(role) is not known")
+    }
   }
 }
 
@@ -375,6 +434,28 @@ public func hs_compression_report_get(
 ) -> hs_status {
   item(outLayer, hs_compressed_layer(), "out_layer", index, error) { () throws(HalfstepError) in
     try object(report, "report", as: CompressionReportHandle.self).layers.items
+  }
+}
+
+@_cdecl("hs_compression_report_constant_count") @implementation
+public func hs_compression_report_constant_count(
+  _ report: OpaquePointer?, _ outCount: UnsafeMutablePointer<Int>?,
+  _ error: UnsafeMutablePointer<hs_error>?
+) -> hs_status {
+  count(outCount, error) { () throws(HalfstepError) in
+    try object(report, "report", as: CompressionReportHandle.self).constants.items.count
+  }
+}
+
+@_cdecl("hs_compression_report_constant") @implementation
+public func hs_compression_report_constant(
+  _ report: OpaquePointer?, _ index: Int,
+  _ outConstant: UnsafeMutablePointer<hs_pruned_constant>?,
+  _ error: UnsafeMutablePointer<hs_error>?
+) -> hs_status {
+  item(outConstant, hs_pruned_constant(), "out_constant", index, error) {
+    () throws(HalfstepError) in
+    try object(report, "report", as: CompressionReportHandle.self).constants.items
   }
 }
 

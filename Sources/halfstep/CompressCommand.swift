@@ -87,6 +87,12 @@ struct CompressCommand: ParsableCommand {
     help: ArgumentHelp("Layer that stays as it is; may be repeated.", valueName: "name"))
   var ignore: [String] = []
 
+  @Option(
+    help: ArgumentHelp(
+      "Layer that keeps all channels that it reads, when channels are pruned; may be repeated.",
+      valueName: "name"))
+  var keepInputs: [String] = []
+
   @Option(help: "Sizes are rounded up to multiples of this.")
   var multiplicity: Int = 1
 
@@ -173,6 +179,7 @@ struct CompressCommand: ParsableCommand {
       options.metric = metric == .mac ? .macs : .memory
       options.multiplicity = multiplicity
       options.ignoredLayers = ignore
+      options.inputKeepers = keepInputs
       for text in inputShape {
         guard let (name, value) = Self.assignment(text), let extents = Self.extents(value) else {
           continue

@@ -130,6 +130,28 @@ int main(int, char **arguments) {
     CHECK(error.status() == HS_ERR_INVALID_ARGUMENT);
   }
 
+  CompressionOptions pruning;
+  pruning.scheme = HS_COMPRESSION_CHANNEL_PRUNING;
+  Compressor pruner(moved, pruning);
+  CHECK(pruner.layers() == std::vector<std::string>{"stem"});
+  CHECK(pruner.read_by("classifier") == std::vector<std::size_t>{0});
+  CHECK((pruner.members(0, HS_CHANNELS_READ) == std::vector<std::string>{"project", "classifier"}));
+  try {
+    pruner.compress({4});
+    CHECK(false);
+  } catch (const Error &error) {
+    CHECK(error.status() == HS_ERR_EMPTY_STATISTICS);
+  }
+  pruner.calibrate(inputs);
+  Compressed thinner = pruner.compress({4});
+  CHECK(thinner.macs_after * 2 < thinner.macs_before && !thinner.constants.empty());
+  for (const auto &constant : thinner.constants) {
+    CHECK(constant.kept.size() == 4 && constant.kept == thinner.constants[0].kept);
+  }
+  CHECK(thinner.model.run(inputs)["output"].count() == 80);
+  pruning.input_keepers = {"classifier"};
+  CHECK(Compressor(moved, pruning).layers().empty());
+
   SimulationOptions options;
   options.scheme = HS_RANGE_SCHEME_SQNR;
   Simulation simulation(moved, options);

@@ -140,7 +140,7 @@ AT(hs_qdq_options, struct_size, 0);
 AT(hs_qdq_options, prequantizes_constants, 8);
 AT(hs_qdq_options, exports_int32_bias, 12);
 
-SIZE(hs_compression_options, 80);
+SIZE(hs_compression_options, 104);
 AT(hs_compression_options, struct_size, 0);
 AT(hs_compression_options, scheme, 8);
 AT(hs_compression_options, metric, 12);
@@ -153,6 +153,9 @@ AT(hs_compression_options, input_ranks, 56);
 AT(hs_compression_options, input_count, 64);
 AT(hs_compression_options, importance, 72);
 AT(hs_compression_options, without_reconstruction, 76);
+AT(hs_compression_options, input_keepers, 80);
+AT(hs_compression_options, input_keeper_count, 88);
+AT(hs_compression_options, keeps_positions, 96);
 
 SIZE(hs_layer_cost, 40);
 AT(hs_layer_cost, macs, 24);
@@ -179,6 +182,12 @@ AT(hs_compressed_layer, second_weight, 80);
 AT(hs_compressed_layer, bias, 88);
 AT(hs_compressed_layer, noise_plain, 96);
 AT(hs_compressed_layer, noise_kept, 104);
+
+SIZE(hs_pruned_constant, 40);
+AT(hs_pruned_constant, result, 8);
+AT(hs_pruned_constant, axis, 16);
+AT(hs_pruned_constant, kept, 24);
+AT(hs_pruned_constant, kept_count, 32);
 
 // Fills with garbage, initializes, and checks that every byte but struct_size is 0.
 #define CHECK_INIT(type)                                                \

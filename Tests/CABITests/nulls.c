@@ -60,6 +60,11 @@ static void test_compression(void) {
   REFUSED(hs_compressor_layer, compressor, 0, NULL);
   REFUSED(hs_compressor_find, compressor, NULL, &index);
   REFUSED(hs_compressor_find, NULL, "a", &index);
+  REFUSED_OUT(count, hs_compressor_find_read, NULL, "a", NULL, 0, &count);
+  REFUSED_OUT(count, hs_compressor_find_read, compressor, NULL, NULL, 0, &count);
+  REFUSED(hs_compressor_find_read, compressor, "a", NULL, 0, NULL);
+  REFUSED_OUT(count, hs_compressor_members, NULL, 0, HS_CHANNELS_READ, NULL, 0, &count);
+  REFUSED(hs_compressor_members, compressor, 0, HS_CHANNELS_READ, NULL, 0, NULL);
   REFUSED(hs_compressor_calibrate, NULL, NULL, NULL, 0);
   REFUSED(hs_compressor_calibrate, compressor, NULL, NULL, 1);
   REFUSED_OUT(count, hs_compressor_errors, NULL, 0, NULL, NULL, NULL, 0, &count);
@@ -111,6 +116,14 @@ static void test_compression(void) {
   CHECK_OK(hs_compression_report_count(report, &count, &last_error));
   CHECK_OK(hs_compression_report_get(report, 0, &total, &last_error));
   CHECK(total.name != NULL && total.macs_before > 0);
+  hs_pruned_constant constant;
+  REFUSED_OUT(count, hs_compression_report_constant_count, NULL, &count);
+  REFUSED(hs_compression_report_constant_count, report, NULL);
+  REFUSED_OUT(constant, hs_compression_report_constant, NULL, 0, &constant);
+  REFUSED(hs_compression_report_constant, report, 0, NULL);
+  // Nothing is pruned where layers are split.
+  CHECK_OK(hs_compression_report_constant_count(report, &count, &last_error));
+  CHECK(count == 0);
   hs_compression_report_free(report);
   hs_model_free(smaller);
   hs_compressor_free(compressor);

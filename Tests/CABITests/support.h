@@ -54,5 +54,6 @@ void test_layout(void);
 void test_nulls(void);
 void test_views(void);
 void test_jobs(void);
+void test_pruning(void);
 
 #endif

@@ -125,9 +125,17 @@ extension ChannelDependencies {
       guard let shape = value?.shape ?? shapes[name] else { return false }
       let own = axis - (result.rank - shape.rank)
       if own < 0 || shape[own] == 1 { continue }
-      // A computed tensor whose channels are not followed meets them one by one.
-      guard value != nil else { return false }
-      constants.append((input, own))
+      if value != nil {
+        constants.append((input, own))
+        continue
+      }
+      // A computed tensor whose channels are not followed meets them one by one, unless it is nothing
+      // but a constant of another shape.
+      guard let column = column(name, axis: own, count: first.count) else { return false }
+      edits.append(.constant(node: column.node, input: 0, axis: 0, ids: first))
+      if let entry = column.entry {
+        edits.append(.extent(node: column.node, input: 1, entry: entry, ids: first))
+      }
     }
     for ids in operands.dropFirst() {
       for (a, b) in zip(first, ids) { sets.join(a, b) }
@@ -137,6 +145,29 @@ extension ChannelDependencies {
     }
     tensors[output] = Channels(axis: axis, ids: first)
     return true
+  }
+
+  /// The node that spreads a constant of rank 1 along an axis for a single reader, as PyTorch's PRelu
+  /// does with its slopes, and the entry of its shape that says how many there are.
+  private func column(_ name: String, axis: Int, count: Int) -> (node: Int, entry: Int?)? {
+    guard index.uses[name]?.count == 1, !index.outputs.contains(name),
+      let position = index.producers[name], let shape = shapes[name],
+      shape.dimensions.indices.contains(axis), shape[axis] == count
+    else { return nil }
+    let node = graph.nodes[position]
+    guard let source = node.input(0),
+      graph.constant(source, index)?.shape.dimensions == [count]
+    else { return nil }
+    if node.isOperator("Unsqueeze") { return (position, nil) }
+    guard node.isOperator("Reshape"), let target = node.input(1),
+      graph.constant(target, index) != nil, let entries = shapeEntries(target),
+      entries.count == shape.rank
+    else { return nil }
+    switch entries[axis] {
+    case .fixed(-1): return (position, nil)
+    case .fixed(count): return (position, axis)
+    default: return nil
+    }
   }
 
   private mutating func concatenate(_ node: Node, _ output: String) -> Bool {
@@ -281,6 +312,7 @@ extension ChannelDependencies {
       for name in node.outputs { tensors[name] = channels }
       return true
     }
+    if keepsPositions { return false }
     var start = 0
     var parts: [[Int]] = []
     for name in node.outputs {
@@ -318,7 +350,7 @@ extension ChannelDependencies {
     for (entry, given) in axes.enumerated() {
       guard let axis = try? ShapeRules.axis(given, rank: shape.rank) else { return false }
       if axis != channels.axis { continue }
-      guard steps[entry] == 1 else { return false }
+      guard steps[entry] == 1, !keepsPositions else { return false }
       let count = channels.ids.count
       func place(_ value: Int) -> Int {
         min(max(value < 0 ? value &+ count : value, 0), count)
@@ -347,9 +379,9 @@ extension ChannelDependencies {
       return true
     }
     let count = channels.ids.count
-    guard value.shape.rank == 1, indices.allSatisfy({ $0 >= -count && $0 < count }) else {
-      return false
-    }
+    guard !keepsPositions, value.shape.rank == 1,
+      indices.allSatisfy({ $0 >= -count && $0 < count })
+    else { return false }
     let places = indices.map { $0 < 0 ? $0 + count : $0 }
     tensors[output] = Channels(axis: axis, ids: places.map { channels.ids[$0] })
     edits.append(.gather(node: position, ids: channels.ids, indices: places))

@@ -60,6 +60,8 @@ package struct ChannelDependencies: Sendable {
   let index: GraphIndex
   /// Shapes of the tensors that some layer depends on.
   let shapes: [String: Shape]
+  /// Whether channels stay that are picked by position.
+  let keepsPositions: Bool
 
   /// Follows the channels of a graph.
   ///
@@ -67,11 +69,15 @@ package struct ChannelDependencies: Sendable {
   ///   - graph: Valid and sorted.
   ///   - inputShapes: Shapes of inputs whose extents are open.
   ///   - ignored: Positions of layers that stay as they are.
+  ///   - inputKeepers: Positions of layers that keep what they read.
+  ///   - keepsPositions: Whether channels stay that Split, Slice and Gather pick by position.
   /// - Throws: What `TensorShapes` throws.
   init(
-    _ graph: Graph, inputShapes: [String: Shape], ignored: Set<Int>
+    _ graph: Graph, inputShapes: [String: Shape], ignored: Set<Int>, inputKeepers: Set<Int> = [],
+    keepsPositions: Bool = false
   ) throws(HalfstepError) {
     self.graph = graph
+    self.keepsPositions = keepsPositions
     index = GraphIndex(graph)
     shapes = try Self.shapes(graph, index, inputShapes)
     for position in graph.nodes.indices {
@@ -81,6 +87,7 @@ package struct ChannelDependencies: Sendable {
       }
       if let layer = LinearLayer(graph, at: position, index) {
         track(layer, node, isIgnored: ignored.contains(position))
+        if inputKeepers.contains(position) { pin(layer.input, "") }
       } else if node.inputs.contains(where: { tensors[$0] != nil }), !follow(position, node) {
         for name in node.inputs { pin(name, "\(Self.describe(node)) needs them all") }
       }
@@ -96,8 +103,11 @@ package struct ChannelDependencies: Sendable {
   mutating func isFree(_ id: Int) -> Bool { sets.reason(id) == nil }
 
   /// Why a layer's output channels stay: the reason of the first that does; nil if it is the user's.
-  mutating func reason(_ layer: Layer) -> String? {
-    for id in layer.outputs {
+  mutating func reason(_ layer: Layer) -> String? { reason(layer.outputs) }
+
+  /// Why channels stay: the reason of the first that does; nil if it is the user's.
+  mutating func reason(_ ids: [Int]) -> String? {
+    for id in ids {
       if let number = sets.reason(id), !reasons[number].isEmpty { return reasons[number] }
     }
     return nil

@@ -26,8 +26,10 @@ struct ChannelPruner: Sendable {
   ///   - graph: Valid and sorted.
   ///   - costs: Its costs.
   ///   - ignored: Positions in `costs.layers` of layers that stay as they are.
+  ///   - inputKeepers: Positions of layers that keep what they read.
   init(
-    _ graph: Graph, _ costs: ModelCosts, _ options: CompressionOptions, ignored: Set<Int>
+    _ graph: Graph, _ costs: ModelCosts, _ options: CompressionOptions, ignored: Set<Int>,
+    inputKeepers: Set<Int>
   ) throws(HalfstepError) {
     self.graph = graph
     self.costs = costs
@@ -35,7 +37,9 @@ struct ChannelPruner: Sendable {
     importance = options.importance
     reconstructs = options.reconstructs
     var dependencies = try ChannelDependencies(
-      graph, inputShapes: options.inputShapes, ignored: Set(ignored.map { costs.layers[$0].node }))
+      graph, inputShapes: options.inputShapes, ignored: Set(ignored.map { costs.layers[$0].node }),
+      inputKeepers: Set(inputKeepers.map { costs.layers[$0].node }),
+      keepsPositions: options.keepsPositions)
     let units = ChannelUnit.all(in: dependencies).filter { $0.channels.count > 1 }
     let writers = Set(units.flatMap(\.writers))
     var refusals: [CompressionRefusal] = []
@@ -68,6 +72,25 @@ struct ChannelPruner: Sendable {
 
   /// The unit that a layer, a position in `costs.layers`, writes.
   func unit(writtenBy layer: Int) -> Int? { units.firstIndex { $0.writers.contains(layer) } }
+
+  /// The units of which a layer, a position in `costs.layers`, reads channels, ascending.
+  ///
+  /// - Throws: `HalfstepError.unsupportedOperator` with the reason if it loses none.
+  func units(readBy layer: Int) throws(HalfstepError) -> [Int] {
+    let found = units.indices.filter { units[$0].readers.contains(layer) }
+    if !found.isEmpty { return found }
+    let item = dependencies.layers[layer]
+    var dependencies = dependencies
+    var reason = "it reads no layer's channels one by one"
+    if item.losesGroups {
+      reason = "it keeps as many groups as it reads: name the layers around it"
+    } else if let inputs = item.inputs {
+      reason = dependencies.reason(inputs) ?? "they were to stay, or there is only one of them"
+    }
+    throw HalfstepError(
+      .unsupportedOperator, "layer '\(item.name)': its input channels stay: \(reason)",
+      node: item.name)
+  }
 
   /// Number of channels for a ratio in (0, 1), rounded down; at least 1.
   func size(_ unit: Int, ratio: Double) -> Int {
@@ -157,7 +180,9 @@ struct ChannelPruner: Sendable {
     }
     guard isChanged else {
       try progress(1)
-      return (graph, report(sizes, costs.layers.map(\.cost), fits: [:], after: costs.total))
+      let same = report(
+        sizes, costs.layers.map(\.cost), fits: [:], biases: [:], after: costs.total)
+      return (graph, same)
     }
     let share = rankings.values == nil && importance == .reconstruction ? 0.5 : 0
     let rankings = try ranked(data) { (part) throws(HalfstepError) in try progress(share * part) }
@@ -177,24 +202,29 @@ struct ChannelPruner: Sendable {
     }
     var result = graph
     var names = NameAllocator(graph)
+    var biases: [Int: String] = [:]
     for position in fits.keys.sorted() {
       guard let fit = fits[position] else { continue }
       let layer = dependencies.layers[position].layer
       layer.setWeight(fit.weight, in: &result, dependencies.index, names: &names)
       if let bias = fit.bias {
         try layer.setBias(bias, in: &result, dependencies.index, names: &names)
+        let place = layer.biasNode ?? (position: layer.node, input: 2)
+        biases[position] = result.nodes[place.position].input(place.input)
       }
     }
-    try removal.apply(to: &result)
+    let constants = try removal.apply(to: &result)
     try progress(1)
     let after = layerCosts(removal)
-    return (
-      result, report(sizes, after, fits: fits, after: after.reduce(.zero, +))
-    )
+    var report = report(
+      sizes, after, fits: fits, biases: biases, after: after.reduce(.zero, +))
+    report.constants = constants
+    return (result, report)
   }
 
   private func report(
-    _ sizes: [Int?], _ after: [Cost], fits: [Int: ChannelRefit.Fit], after total: Cost
+    _ sizes: [Int?], _ after: [Cost], fits: [Int: ChannelRefit.Fit], biases: [Int: String],
+    after total: Cost
   ) -> CompressionReport {
     var details: [CompressionReport.Layer] = []
     for (position, cost) in costs.layers.enumerated() {
@@ -206,7 +236,7 @@ struct ChannelPruner: Sendable {
           after: after[position], weight: cost.weight, pair: nil,
           noise: fits[position].map {
             CompressionReport.Noise(plain: $0.noiseBefore, kept: $0.noiseAfter)
-          }))
+          }, fittedBias: biases[position]))
     }
     return CompressionReport(
       layers: details, before: costs.total, after: total, refusals: refusals)

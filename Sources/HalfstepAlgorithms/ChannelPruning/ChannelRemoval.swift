@@ -17,17 +17,43 @@ package struct ChannelRemoval {
 
   /// Changes a graph that has the nodes that were followed; weights may be others.
   ///
+  /// - Returns: The constants that lost channels, in the order of the nodes that read them.
   /// - Throws: `HalfstepError.outOfMemory`; `.internalError` for another graph.
-  func apply(to graph: inout Graph) throws(HalfstepError) {
+  func apply(to graph: inout Graph) throws(HalfstepError) -> [PrunedConstant] {
     let index = GraphIndex(graph)
     var names = NameAllocator(graph)
-    for layer in dependencies.layers { try shrink(layer, in: &graph, index, &names) }
-    for edit in dependencies.edits { try make(edit, in: &graph, index, &names) }
+    var changes: [Change] = []
+    for layer in dependencies.layers { changes += try shrink(layer, in: &graph, index, &names) }
+    for edit in dependencies.edits {
+      try make(edit, in: &graph, index, &names)
+      guard case .constant(let node, let input, let axis, let ids) = edit, losesAny(ids) else {
+        continue
+      }
+      changes.append(Change(node: node, input: input, axis: axis, kept: kept(ids)))
+    }
+    let constants = changes.sorted {
+      ($0.node, $0.input, $0.axis) < ($1.node, $1.input, $1.axis)
+    }.compactMap { change -> PrunedConstant? in
+      // What was not there before, such as a bias that came with the fit, has lost nothing.
+      guard let name = dependencies.graph.nodes[change.node].input(change.input) else { return nil }
+      return PrunedConstant(
+        name: name, result: graph.nodes[change.node].inputs[change.input], axis: change.axis,
+        kept: change.kept)
+    }
     for (name, channels) in dependencies.tensors where losesAny(channels.ids) {
       forget(name, channels, in: &graph)
     }
     graph.removeUnusedConstants()
     graph.checkInvariants()
+    return constants
+  }
+
+  /// An operand that lost channels.
+  private struct Change {
+    let node: Int
+    let input: Int
+    let axis: Int
+    let kept: [Int]
   }
 
   // MARK: Layers
@@ -35,10 +61,10 @@ package struct ChannelRemoval {
   private func shrink(
     _ item: ChannelDependencies.Layer, in graph: inout Graph, _ index: GraphIndex,
     _ names: inout NameAllocator
-  ) throws(HalfstepError) {
+  ) throws(HalfstepError) -> [Change] {
     let layer = item.layer
     let layout = layer.layout
-    guard losesAny(item.outputs) || losesAny(item.inputs ?? []) else { return }
+    guard losesAny(item.outputs) || losesAny(item.inputs ?? []) else { return [] }
     let outputs = kept(item.outputs)
     let inputs = item.inputs.map(kept) ?? Array(0..<layout.inputChannels)
     let ownInputs: [Int]
@@ -65,14 +91,23 @@ package struct ChannelRemoval {
     graph.weightEncodings[name] = nil
     graph.replaceConstant(
       at: layer.node, input: 1, with: smaller, index, stem: name, names: &names)
-    guard let bias = graph.nodes[layer.node].input(2) else { return }
+    var changes: [Change] = []
+    for (axis, places) in [axes.0, axes.1].enumerated() where places.count < weight.shape[axis] {
+      changes.append(Change(node: layer.node, input: 1, axis: axis, kept: places))
+    }
+    guard let bias = graph.nodes[layer.node].input(2) else { return changes }
     guard let value = graph.constant(bias, GraphIndex(graph)) else {
       throw HalfstepError(.internalError, "node '\(item.name)': the bias is gone", node: item.name)
     }
-    if value.count == 1 && layout.outputChannels > 1 { return }
+    if value.count == 1 && layout.outputChannels > 1 { return changes }
+    let axis = value.shape.rank - 1
     graph.replaceConstant(
-      at: layer.node, input: 2, with: try value.keeping(outputs, axis: value.shape.rank - 1),
-      index, stem: bias, names: &names)
+      at: layer.node, input: 2, with: try value.keeping(outputs, axis: axis), index, stem: bias,
+      names: &names)
+    if losesAny(item.outputs) {
+      changes.append(Change(node: layer.node, input: 2, axis: axis, kept: outputs))
+    }
+    return changes
   }
 
   // MARK: Other nodes

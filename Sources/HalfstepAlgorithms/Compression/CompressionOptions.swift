@@ -28,6 +28,11 @@ package struct CompressionOptions: Sendable {
   package var importance: ChannelImportance = .reconstruction
   /// Whether layers are fitted to the channels that are left; for channel pruning.
   package var reconstructs = true
+  /// Layers that keep all channels that they read: names of nodes or weights; for channel pruning.
+  package var inputKeepers: [String] = []
+  /// Whether channels stay that the network picks by position, since nothing but constants can be
+  /// changed where the result is used; for channel pruning.
+  package var keepsPositions = false
 
   package init() {}
 }
@@ -67,6 +72,8 @@ package struct CompressionReport: Sendable {
     package let pair: Pair?
     /// Noise over signal of the layer's output on held-out rows; nil without data.
     package let noise: Noise?
+    /// Name of the bias that a pruned layer got; nil if its bias lost channels at most.
+    package var fittedBias: String?
   }
   /// Names of the constants of a pair of layers.
   package struct Pair: Hashable, Sendable {
@@ -86,4 +93,17 @@ package struct CompressionReport: Sendable {
   package let before: Cost
   package let after: Cost
   package let refusals: [CompressionRefusal]
+  /// Constants that lost channels.
+  package var constants: [PrunedConstant] = []
+}
+
+/// A constant that lost channels along an axis.
+package struct PrunedConstant: Hashable, Sendable {
+  /// Name before.
+  package let name: String
+  /// Name in the compressed network.
+  package let result: String
+  package let axis: Int
+  /// Indices that stay, rising.
+  package let kept: [Int]
 }

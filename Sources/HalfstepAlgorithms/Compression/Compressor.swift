@@ -21,6 +21,7 @@ package struct Compressor: Sendable {
   /// Inputs that layers are split for; nil for none.
   private var data: ReconstructionData?
   private var errors = ErrorCurves()
+  private var prepared = PreparedLayers()
 
   /// Largest rank of a layer's matrix that is factorized.
   private static let rankLimit = 16_384
@@ -41,17 +42,11 @@ package struct Compressor: Sendable {
     self.options = options
     let costs = try ModelCosts(graph, inputShapes: options.inputShapes)
     self.costs = costs
-    var ignored: Set<Int> = []
-    for name in options.ignoredLayers {
-      let first = costs.layers[try Self.position(of: name, costs)]
-      // By its weight, every layer that reads it.
-      for (position, layer) in costs.layers.enumerated()
-      where layer.node == first.node || (first.name != name && layer.weight == first.weight) {
-        ignored.insert(position)
-      }
-    }
+    let ignored = try Self.positions(of: options.ignoredLayers, costs)
+    let inputKeepers = try Self.positions(of: options.inputKeepers, costs)
     if options.scheme == .channelPruning {
-      let pruner = try ChannelPruner(graph, costs, options, ignored: ignored)
+      let pruner = try ChannelPruner(
+        graph, costs, options, ignored: ignored, inputKeepers: inputKeepers)
       items = []
       layers = pruner.layers
       refusals = pruner.refusals
@@ -100,6 +95,7 @@ package struct Compressor: Sendable {
   package mutating func calibrate(_ batches: [[String: Tensor]]) throws(HalfstepError) {
     data = try ReconstructionData(batches, for: graph)
     errors = ErrorCurves()
+    prepared = PreparedLayers()
     pruner?.forget()
   }
 
@@ -113,6 +109,41 @@ package struct Compressor: Sendable {
       throw HalfstepError(.unknownName, "the network has no layer '\(name)'")
     }
     return position
+  }
+
+  /// Positions in `costs.layers`; a weight's name means every layer that reads it.
+  private static func positions(
+    of names: [String], _ costs: ModelCosts
+  ) throws(HalfstepError) -> Set<Int> {
+    var result: Set<Int> = []
+    for name in names {
+      let first = costs.layers[try position(of: name, costs)]
+      for (position, layer) in costs.layers.enumerated()
+      where layer.node == first.node || (first.name != name && layer.weight == first.weight) {
+        result.insert(position)
+      }
+    }
+    return result
+  }
+
+  /// Positions in `layers` of what a layer reads, by node name, weight, or weight without `.weight`;
+  /// where layers are split, of the layer itself.
+  ///
+  /// - Throws: As `position(of:)`.
+  package func positions(readBy name: String) throws(HalfstepError) -> [Int] {
+    guard let pruner else { return [try position(of: name)] }
+    return try pruner.units(readBy: try Self.position(of: name, costs))
+  }
+
+  /// Positions in `costs.layers` of the layers that write and read the channels of one of `layers`;
+  /// where layers are split, the layer itself for both.
+  package func members(_ position: Int) -> (writers: [Int], readers: [Int]) {
+    guard let pruner else {
+      let own = costs.layers.firstIndex { $0.node == items[position].layer.node }
+      let list = own.map { [$0] } ?? []
+      return (list, list)
+    }
+    return (pruner.units[position].writers, pruner.units[position].readers)
   }
 
   /// Position in `layers` of a layer by node name, weight, or weight without `.weight`.
@@ -226,7 +257,14 @@ package struct Compressor: Sendable {
     let form = options.scheme == .spatialSVD ? SingularDecomposition.Split.even : .right
     var weights: [Int: (first: Tensor, second: Tensor)] = [:]
     var choices: [Int: LowRankChoice] = [:]
-    if let data {
+    if let data, chosen.count == 1 {
+      let position = chosen[0]
+      let (choice, layer) = try LowRankReconstruction(graph: graph, data: data).choice(
+        items[position], rank: units[position] ?? 1, form, known: prepared.take(position), progress)
+      prepared.keep(layer, position)
+      weights[position] = choice.weights
+      choices[position] = choice
+    } else if let data {
       let found = try LowRankReconstruction(graph: graph, data: data).choices(
         chosen.map { items[$0] }, ranks: chosen.map { units[$0] ?? 1 }, form, progress)
       for (position, choice) in zip(chosen, found) {
@@ -236,7 +274,14 @@ package struct Compressor: Sendable {
     } else {
       try forEach(chosen, items, progress) { (position) throws(HalfstepError) in
         let item = items[position]
-        let factors = try item.decomposition(graph).factors(rank: units[position] ?? 1, form)
+        let decomposition: SingularDecomposition
+        if chosen.count == 1, let known = prepared.decomposition(position) {
+          decomposition = known
+        } else {
+          decomposition = try item.decomposition(graph)
+        }
+        if chosen.count == 1 { prepared.keep(decomposition, position) }
+        let factors = decomposition.factors(rank: units[position] ?? 1, form)
         return try item.weights(factors.left, factors.rightTransposed)
       } store: {
         weights[$0] = $1
@@ -507,5 +552,38 @@ private final class ErrorCurves: Sendable {
   var values: [[Double]]? {
     get { storage.withLock { $0 } }
     set { storage.withLock { $0 = newValue } }
+  }
+}
+
+/// What is known about the layer that was last split alone: a greedy choice asks for many ranks of one
+/// layer after the other. Copies of a compressor share it.
+private final class PreparedLayers: Sendable {
+  private struct Known {
+    var position = -1
+    var layer: PreparedLayer?
+    var decomposition: SingularDecomposition?
+  }
+
+  private let storage: Mutex<Known> = Mutex(Known())
+
+  /// Takes out a layer, so that nobody else uses it.
+  func take(_ position: Int) -> PreparedLayer? {
+    storage.withLock { known in
+      guard known.position == position else { return nil }
+      defer { known.layer = nil }
+      return known.layer
+    }
+  }
+
+  func keep(_ layer: PreparedLayer, _ position: Int) {
+    storage.withLock { $0 = Known(position: position, layer: layer) }
+  }
+
+  func decomposition(_ position: Int) -> SingularDecomposition? {
+    storage.withLock { $0.position == position ? $0.decomposition : nil }
+  }
+
+  func keep(_ decomposition: SingularDecomposition, _ position: Int) {
+    storage.withLock { $0 = Known(position: position, decomposition: decomposition) }
   }
 }

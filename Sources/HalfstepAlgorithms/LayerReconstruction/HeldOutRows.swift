@@ -6,7 +6,9 @@ import HalfstepNumerics
 
 /// Rows of a layer that nothing is learned from, and what the float layer makes of them.
 package final class HeldOutRows {
-  private unowned let problem: LayerProblem
+  private let layout: WeightLayout
+  private let bias: [Double]
+  private let alpha: Double
   private let groups: Int
   private let columns: Int
   /// Number of rows.
@@ -22,8 +24,9 @@ package final class HeldOutRows {
   private static let capacity = 1 << 23
 
   init(_ problem: LayerProblem) throws(HalfstepError) {
-    self.problem = problem
-    let layout = problem.layer.layout
+    layout = problem.layer.layout
+    bias = problem.bias
+    alpha = problem.alpha
     groups = layout.groups
     columns = layout.columns
     let limit = max(
@@ -72,7 +75,6 @@ package final class HeldOutRows {
   /// - Returns: `Σ (y − ŷ)² / Σ (y − mean y)²`; 0 without rows or noise.
   package func noise(weight: Tensor, bias: [Double]?) throws(HalfstepError) -> Double {
     if count == 0 { return 0 }
-    let layout = problem.layer.layout
     let matrices = try Self.matrices(of: weight, layout)
     let outputs = layout.outputsPerGroup
     var noise = 0.0
@@ -84,7 +86,7 @@ package final class HeldOutRows {
         into: &difference, 0, count)
       for output in 0..<outputs {
         let channel = group * outputs + output
-        let shift = bias.map { (problem.bias[channel] - $0[channel]) / problem.alpha } ?? 0
+        let shift = bias.map { (self.bias[channel] - $0[channel]) / alpha } ?? 0
         for value in difference[output * count..<(output + 1) * count] {
           let error = Double(value) + shift
           noise += error * error

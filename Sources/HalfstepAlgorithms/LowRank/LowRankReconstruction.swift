@@ -84,7 +84,8 @@ struct LowRankReconstruction {
     var result: [LowRankChoice] = []
     var names = NameAllocator(graph)
     try visit(items, progress) { (position, problem, walk) throws(HalfstepError) in
-      let (choice, merged) = try choose(items[position], problem, ranks[position], split, position)
+      let prepared = try prepare(items[position], problem, keepsCross: position > 0)
+      let (choice, merged) = try choose(items[position], prepared, ranks[position], split)
       result.append(choice)
       try walk.commit { (graph) throws(HalfstepError) in
         problem.layer.setWeight(merged, in: &graph, walk.index, names: &names)
@@ -96,33 +97,67 @@ struct LowRankReconstruction {
     return result
   }
 
-  private func choose(
-    _ item: LowRankLayer, _ problem: LayerProblem, _ rank: Int,
-    _ split: SingularDecomposition.Split, _ position: Int
-  ) throws(HalfstepError) -> (LowRankChoice, Tensor) {
-    let matrix = try item.matrix(problem.weight)
-    let heldOut = try problem.heldOut()
-    let plain = try LAPACK.onOneThread { () throws(HalfstepError) in
-      try SingularDecomposition(matrix).factors(rank: rank, split)
+  /// Chooses the factors of a layer when nothing else is split.
+  ///
+  /// - Parameters:
+  ///   - known: What an earlier call for the same layer prepared; results do not depend on it.
+  /// - Returns: As `choices`, and what a call for another rank can be given.
+  func choice(
+    _ item: LowRankLayer, rank: Int, _ split: SingularDecomposition.Split,
+    known: PreparedLayer?, _ progress: (Double) throws(HalfstepError) -> Void
+  ) throws(HalfstepError) -> (LowRankChoice, PreparedLayer) {
+    var found = known
+    if found == nil {
+      try visit([item], progress) { (_, problem, _) throws(HalfstepError) in
+        found = try prepare(item, problem, keepsCross: false)
+      }
+    } else {
+      try progress(1)
     }
+    guard let found else {
+      throw HalfstepError(.internalError, "node '\(item.name)' was not visited", node: item.name)
+    }
+    return (try choose(item, found, rank, split).0, found)
+  }
+
+  /// Everything about a layer that no rank decides.
+  ///
+  /// - Parameter keepsCross: Whether the network before the layer was changed: nothing before the first
+  ///   layer that is split differs from the float network.
+  private func prepare(
+    _ item: LowRankLayer, _ problem: LayerProblem, keepsCross: Bool
+  ) throws(HalfstepError) -> PreparedLayer {
+    let matrix = try item.matrix(problem.weight)
+    return PreparedLayer(
+      problem, matrix: matrix, heldOut: try problem.heldOut(),
+      plain: try LAPACK.onOneThread { () throws(HalfstepError) in
+        try SingularDecomposition(matrix)
+      },
+      moments: try GramRounding.statistics(of: problem, keepsCross: keepsCross))
+  }
+
+  private func choose(
+    _ item: LowRankLayer, _ prepared: PreparedLayer, _ rank: Int,
+    _ split: SingularDecomposition.Split
+  ) throws(HalfstepError) -> (LowRankChoice, Tensor) {
+    let (heldOut, matrix, moments) = (prepared.heldOut, prepared.matrix, prepared.moments)
+    let plain = prepared.plain.factors(rank: rank, split)
     var factors = plain
     var merged = try item.merged(plain.left, plain.rightTransposed)
     var bias: [Double]?
     let before = try heldOut.noise(weight: merged, bias: nil)
     var after = before
-    // Nothing before the first layer that is split differs from the float network.
-    let moments = try GramRounding.statistics(of: problem, keepsCross: position > 0)
-    let isWide = problem.layer.layout.columns > Self.widestChoice
+    let isWide = prepared.layout.columns > Self.widestChoice
     for shrinkage in Self.shrinkages.prefix(isWide ? 1 : Self.shrinkages.count) {
       let found = try LAPACK.onOneThread { () throws(HalfstepError) in
         try MetricDecomposition(
           matrix, moments, shifts: item.shiftCount, ranks: rank,
-          isCentered: problem.canChangeBias, shrinkage: shrinkage)?.factors(rank: rank, split)
+          isCentered: prepared.canChangeBias, shrinkage: shrinkage)?.factors(rank: rank, split)
       }
       guard let found else { continue }
       let weight = try item.merged(found.left, found.rightTransposed)
       let shifted =
-        problem.canChangeBias ? try Self.bias(problem, weight, moments) : nil
+        prepared.canChangeBias ? try Self.bias(prepared, weight) : nil
       let noise = try heldOut.noise(weight: weight, bias: shifted)
       guard noise < after else { continue }
       (factors, merged, bias, after) = (found, weight, shifted, noise)
@@ -135,17 +170,17 @@ struct LowRankReconstruction {
 
   /// The bias that takes what a new weight does to the means.
   private static func bias(
-    _ problem: LayerProblem, _ weight: Tensor, _ moments: GramStatistics
+    _ layer: PreparedLayer, _ weight: Tensor
   ) throws(HalfstepError) -> [Double] {
-    let layout = problem.layer.layout
+    let (layout, moments) = (layer.layout, layer.moments)
     let (mean, shift) = (moments.mean(group: 0), moments.differenceMean(group: 0))
     func rows(_ tensor: Tensor) throws(HalfstepError) -> [Float] {
       try tensor.withFloats { (values) throws(HalfstepError) in
         layout.matrix(of: values, group: 0)
       }
     }
-    let (old, new) = (try rows(problem.weight), try rows(weight))
-    var bias = problem.bias
+    let (old, new) = (try rows(layer.weight), try rows(weight))
+    var bias = layer.bias
     for row in bias.indices {
       var sum = 0.0
       for column in 0..<layout.columns {
@@ -153,9 +188,39 @@ struct LowRankReconstruction {
         sum += Double(old[index]) * (mean[column] + shift[column])
         sum -= Double(new[index]) * mean[column]
       }
-      bias[row] += problem.alpha * sum
+      bias[row] += layer.alpha * sum
     }
     return bias
+  }
+}
+
+/// What is known about a layer before a rank is chosen.
+///
+/// Sendable as long as one thread uses it at a time: `PreparedLayers` hands it to one.
+final class PreparedLayer: @unchecked Sendable {
+  let weight: Tensor
+  let bias: [Double]
+  let alpha: Double
+  let layout: WeightLayout
+  let canChangeBias: Bool
+  let matrix: Matrix
+  let heldOut: HeldOutRows
+  let plain: SingularDecomposition
+  let moments: GramStatistics
+
+  init(
+    _ problem: LayerProblem, matrix: Matrix, heldOut: HeldOutRows, plain: SingularDecomposition,
+    moments: GramStatistics
+  ) {
+    weight = problem.weight
+    bias = problem.bias
+    alpha = problem.alpha
+    layout = problem.layer.layout
+    canChangeBias = problem.canChangeBias
+    self.matrix = matrix
+    self.heldOut = heldOut
+    self.plain = plain
+    self.moments = moments
   }
 }
 

@@ -36,11 +36,21 @@ struct MetricDecomposition {
   ///   - shrinkage: Added to the diagonal of the moments, as a share of its mean.
   ///   - plain: First factor to use instead of the metric's, `[A, ranks]`.
   /// - Returns: nil if the moments are too flat to be inverted.
+  /// - Throws: `HalfstepError.internalError` if the extents do not fit each other.
   /// - Complexity: O((A·S)²·ranks + (ranks·S)³).
   init?(
     _ matrix: Matrix, _ moments: GramStatistics, shifts: Int, ranks: Int, isCentered: Bool,
     shrinkage: Double, plain: Matrix? = nil
   ) throws(HalfstepError) {
+    // All come from one layer, so that no caller's data decides this.
+    guard shifts > 0, moments.columns == matrix.rows * shifts, matrix.columns % shifts == 0,
+      (1...max(min(matrix.rows, matrix.columns), 1)).contains(ranks)
+    else {
+      throw HalfstepError(
+        .internalError,
+        "matrix [\(matrix.rows), \(matrix.columns)] of \(shifts) shifts: moments of "
+          + "\(moments.columns) columns, \(ranks) ranks")
+    }
     let parts = Moments(
       statistics: moments, shifts: shifts, isCentered: isCentered, shrinkage: shrinkage)
     guard parts.ridge > 0, let sums = parts.overShifts.choleskyFactor() else { return nil }

@@ -64,6 +64,20 @@ import Testing
         "y = Conv(e, q[3,8,1,1])",
       ], units: ["n0": 4, "n1": 6, "n3": 3, "n4": 4]),
     Network(
+      name: "slopes that are reshaped for their only reader, as PyTorch exports them",
+      lines: [
+        "a = Conv(x, w[6,3,1,1])", "s = Reshape(v[6], k:6,1,1)", "b = PRelu(a, s)",
+        "t = Unsqueeze(u[6], i:1,2)", "c = PRelu(b, t)", "d = Conv(c, q[4,6,1,1])",
+        "e = Reshape(p[4], o:-1,1,1)", "f = PRelu(d, e)", "y = Conv(f, r[3,4,1,1])",
+      ], units: ["n0": 6, "n5": 4]),
+    Network(
+      name: "slopes that two nodes read stay, and so do their channels",
+      lines: [
+        "a = Conv(x, w[6,3,1,1])", "s = Reshape(v[6], k:6,1,1)", "b = PRelu(a, s)",
+        "c = Conv(b, q[6,6,1,1])", "d = PRelu(c, s)", "e = Conv(d, p[5,6,1,1])",
+        "y = Conv(e, r[3,5,1,1])",
+      ], units: ["n5": 5]),
+    Network(
       name: "split and slice",
       lines: [
         "a = Conv(x, w[10,3,1,1])", "b, c = Split(a, z:4,6) axis=1", "d = Conv(b, v[5,4,1,1])",

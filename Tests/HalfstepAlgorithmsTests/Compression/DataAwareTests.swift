@@ -117,6 +117,37 @@ import Testing
     #expect(range > 0)
   }
 
+  @Test(arguments: [CompressionScheme.weightSVD, .spatialSVD], [true, false])
+  func whatIsKeptOfALayerDecidesNothing(_ scheme: CompressionScheme, _ hasData: Bool) throws {
+    var known = try make(scheme)
+    if hasData { try known.calibrate([["x": try pictures(24, seed: 6)]]) }
+    func sizes(_ position: Int, _ size: Int) -> [Int?] {
+      known.layers.indices.map { $0 == position ? size : nil }
+    }
+    for position in known.layers.indices.reversed() {
+      for size in 1...min(known.layers[position].maximumUnits, 4) {
+        // The third call for a layer finds what the first one left.
+        let a = try known.compress(units: sizes(position, size))
+        var fresh = try make(scheme)
+        if hasData { try fresh.calibrate([["x": try pictures(24, seed: 6)]]) }
+        let b = try fresh.compress(units: sizes(position, size))
+        #expect(a.report.layers == b.report.layers)
+        for (name, value) in b.graph.initializers where value.dataType == .float32 {
+          #expect(try value.floats() == a.graph.initializers[name]?.floats())
+        }
+      }
+    }
+    guard hasData else { return }
+    // Other data makes what was kept worthless.
+    try known.calibrate([["x": try pictures(24, seed: 7)]])
+    var fresh = try make(scheme)
+    try fresh.calibrate([["x": try pictures(24, seed: 7)]])
+    let (a, b) = (
+      try known.compress(units: sizes(0, 1)), try fresh.compress(units: sizes(0, 1))
+    )
+    #expect(a.report.layers == b.report.layers)
+  }
+
   @Test func resultDoesNotDependOnBatchesOrThreads() throws {
     let x = try pictures(24, seed: 4)
     var first = try make(.spatialSVD)

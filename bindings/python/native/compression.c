@@ -72,30 +72,37 @@ static int shapes_acquire(core_state *state, PyObject *tuple, size_t count, shap
 
 PyObject *core_compressor_create(PyObject *module, PyObject *args) {
   core_state *state = PyModule_GetState(module);
-  PyObject *model_object, *ignored, *input_names, *input_shapes;
-  int scheme, metric, importance, reconstructs;
+  PyObject *model_object, *ignored, *input_names, *input_shapes, *input_keepers;
+  int scheme, metric, importance, reconstructs, keeps_positions;
   long long multiplicity;
   if (!parse_arguments(state, args,
                        "model scheme metric multiplicity ignored input_names input_shapes "
-                       "importance reconstructs",
-                       "OiiLO!O!O!ip:compressor_create", &model_object, &scheme, &metric,
+                       "importance reconstructs input_keepers keeps_positions",
+                       "OiiLO!O!O!ipO!p:compressor_create", &model_object, &scheme, &metric,
                        &multiplicity, &PyTuple_Type, &ignored, &PyTuple_Type, &input_names,
-                       &PyTuple_Type, &input_shapes, &importance, &reconstructs)) {
+                       &PyTuple_Type, &input_shapes, &importance, &reconstructs, &PyTuple_Type,
+                       &input_keepers, &keeps_positions)) {
     return NULL;
   }
   handle_lock *lock;
   hs_model *model = model_borrow(state, model_object, &lock);
   if (!model) return NULL;
-  names layers, inputs;
+  names layers, inputs, keepers;
   shapes shapes;
   if (names_acquire(ignored, &layers) < 0) return NULL;
   if (names_acquire(input_names, &inputs) < 0) {
     names_release(&layers);
     return NULL;
   }
+  if (names_acquire(input_keepers, &keepers) < 0) {
+    names_release(&layers);
+    names_release(&inputs);
+    return NULL;
+  }
   if (shapes_acquire(state, input_shapes, inputs.count, &shapes) < 0) {
     names_release(&layers);
     names_release(&inputs);
+    names_release(&keepers);
     return NULL;
   }
   hs_compression_options options;
@@ -111,6 +118,9 @@ PyObject *core_compressor_create(PyObject *module, PyObject *args) {
   options.input_shapes = shapes.extents;
   options.input_ranks = shapes.ranks;
   options.input_count = inputs.count;
+  options.input_keepers = keepers.texts;
+  options.input_keeper_count = keepers.count;
+  options.keeps_positions = keeps_positions;
   hs_error error;
   hs_compressor *compressor = NULL;
   hs_status status = HS_ERR_INTERNAL;
@@ -122,6 +132,7 @@ PyObject *core_compressor_create(PyObject *module, PyObject *args) {
     handle_leave(lock);
   }
   shapes_release(&shapes);
+  names_release(&keepers);
   names_release(&inputs);
   names_release(&layers);
   if (!entered) return NULL;
@@ -215,6 +226,52 @@ static PyObject *compressor_find(PyObject *object, PyObject *args) {
   hs_status status = hs_compressor_find(self->compressor, name, &index, &error);
   handle_leave(&self->lock);
   return status == HS_OK ? PyLong_FromSize_t(index) : raise_error(state, &error);
+}
+
+// A list of positions from a function that first counts and then fills a buffer. By NAME, what a
+// layer reads; without one, those that have ROLE at INDEX.
+static PyObject *position_list(compressor_object *self, const char *name, size_t index,
+                               hs_channel_role role) {
+  core_state *state = state_of((PyObject *)self);
+  if (handle_enter(state, &self->lock) < 0) return NULL;
+  hs_error error;
+  hs_status status = HS_OK;
+  size_t count = 0;
+  size_t *found = NULL;
+  for (int pass = 0; pass < 2 && status == HS_OK; pass++) {
+    size_t capacity = count;
+    if (pass && !(found = PyMem_Calloc(count + 1, sizeof *found))) break;
+    status = name ? hs_compressor_find_read(self->compressor, name, found, capacity, &count, &error)
+                  : hs_compressor_members(self->compressor, index, role, found, capacity, &count,
+                                          &error);
+  }
+  handle_leave(&self->lock);
+  if (status != HS_OK) {
+    PyMem_Free(found);
+    return raise_error(state, &error);
+  }
+  if (!found) return PyErr_NoMemory();
+  PyObject *list = PyList_New((Py_ssize_t)count);
+  for (size_t i = 0; list && i < count; i++) {
+    PyObject *item = PyLong_FromSize_t(found[i]);
+    if (!item || PyList_SetItem(list, (Py_ssize_t)i, item) < 0) Py_CLEAR(list);
+  }
+  PyMem_Free(found);
+  return list;
+}
+
+static PyObject *compressor_find_read(PyObject *object, PyObject *args) {
+  PyObject *name_object;
+  if (!PyArg_ParseTuple(args, "O:find_read", &name_object)) return NULL;
+  const char *name = utf8_of(name_object, "name of a layer");
+  return name ? position_list((compressor_object *)object, name, 0, 0) : NULL;
+}
+
+static PyObject *compressor_members(PyObject *object, PyObject *args) {
+  Py_ssize_t index;
+  int role;
+  if (!PyArg_ParseTuple(args, "ni:members", &index, &role)) return NULL;
+  return position_list((compressor_object *)object, NULL, (size_t)index, role);
 }
 
 static PyObject *compressor_units(PyObject *object, PyObject *args) {
@@ -399,6 +456,17 @@ static PyObject *compressed_tuple(const hs_compressed_layer *layer) {
       text_of(layer->bias), layer->noise_plain, layer->noise_kept);
 }
 
+static PyObject *constant_tuple(const hs_pruned_constant *constant) {
+  PyObject *kept = PyTuple_New((Py_ssize_t)constant->kept_count);
+  for (size_t i = 0; kept && i < constant->kept_count; i++) {
+    PyObject *item = PyLong_FromLongLong(constant->kept[i]);
+    if (!item || PyTuple_SetItem(kept, (Py_ssize_t)i, item) < 0) Py_CLEAR(kept);
+  }
+  if (!kept) return NULL;
+  return Py_BuildValue("NNLN", text_of(constant->name), text_of(constant->result),
+                       (long long)constant->axis, kept);
+}
+
 static PyObject *compressor_compress(PyObject *object, PyObject *args) {
   compressor_object *self = (compressor_object *)object;
   core_state *state = state_of(object);
@@ -444,8 +512,21 @@ static PyObject *compressor_compress(PyObject *object, PyObject *args) {
     if (!tuple || PyList_Append(layers, tuple) < 0) Py_CLEAR(layers);
     Py_XDECREF(tuple);
   }
+  PyObject *constants = layers ? PyList_New(0) : NULL;
+  size_t constant_count = 0;
+  if (constants) status = hs_compression_report_constant_count(report, &constant_count, &error);
+  for (size_t i = 0; constants && i < constant_count; i++) {
+    hs_pruned_constant constant;
+    status = hs_compression_report_constant(report, i, &constant, &error);
+    PyObject *tuple = status == HS_OK ? constant_tuple(&constant) : NULL;
+    if (!tuple || PyList_Append(constants, tuple) < 0) Py_CLEAR(constants);
+    Py_XDECREF(tuple);
+  }
   hs_compression_report_free(report);
-  if (wrapped && total && layers) return Py_BuildValue("NNN", wrapped, total, layers);
+  if (wrapped && total && layers && constants) {
+    return Py_BuildValue("NNNN", wrapped, total, layers, constants);
+  }
+  Py_XDECREF(constants);
   Py_XDECREF(wrapped);
   Py_XDECREF(total);
   Py_XDECREF(layers);
@@ -457,6 +538,8 @@ static PyMethodDef compressor_methods[] = {
     {"layers", compressor_layers, METH_NOARGS, NULL},
     {"refusals", compressor_refusals, METH_NOARGS, NULL},
     {"find", compressor_find, METH_VARARGS, NULL},
+    {"find_read", compressor_find_read, METH_VARARGS, NULL},
+    {"members", compressor_members, METH_VARARGS, NULL},
     {"units", compressor_units, METH_VARARGS, NULL},
     {"ratio", compressor_ratio, METH_VARARGS, NULL},
     {"calibrate", compressor_calibrate, METH_VARARGS, NULL},

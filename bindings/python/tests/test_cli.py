@@ -341,6 +341,36 @@ def test_compress_with_data_is_that_of_python(folder):
     assert out.read_bytes() == expected.to_bytes()
 
 
+def test_pruned_network_is_that_of_python(folder):
+    net, out = folder / "net.onnx", folder / "smaller.onnx"
+    model = halfstep.Model.load(net)
+    compressor = halfstep.ModelCompressor(model, "channel_pruning", data=small_models.data(24))
+    same = ("compress", net, "--scheme", "channel-pruning", "-o", out)
+    expected, stats = compressor.compress(ranks=compressor.select(0.6))
+    done = run(*same, "--calibration", folder / "x.npy", "--target", 0.6, "--json")
+    assert out.read_bytes() == expected.to_bytes()
+    result = json.loads(done.stdout)
+    assert result["mac_ratio"] == stats.mac_ratio <= 0.6
+    assert {entry["name"]: entry["size"] for entry in result["layers"]} == {
+        entry.name: entry.channels for entry in stats.layers
+    }
+    assert result["refusals"] == stats.refusals and "stays: node 'fc'" in done.stderr
+
+    plain = (*same, "--by", "magnitude", "--keep-weights", "--quiet", "--ratio", 0.5)
+    settings = {"importance": "magnitude", "reconstruct": False}
+    run(*plain, "--multiplicity", 3)
+    compressor = halfstep.ModelCompressor(model, "channel_pruning", multiplicity=3, **settings)
+    assert out.read_bytes() == compressor.compress(0.5)[0].to_bytes()
+    done = run(*plain, "--keep-inputs", "fc", "--json")
+    compressor = halfstep.ModelCompressor(
+        model, "channel_pruning", input_keepers=["fc"], **settings
+    )
+    assert [layer.name for layer in compressor.layers] == ["conv1"]
+    assert out.read_bytes() == compressor.compress(0.5)[0].to_bytes()
+    sizes = {entry["name"]: entry["size"] for entry in json.loads(done.stdout)["layers"]}
+    assert sizes == {"conv1": 4, "conv2": None, "fc": None}
+
+
 def test_compress_failures_leave_nothing(folder):
     out = folder / "smaller.onnx"
     data = ["--target", 0.8, "-o", out, "--calibration"]
@@ -351,6 +381,14 @@ def test_compress_failures_leave_nothing(folder):
     (folder / "garbage.onnx").write_bytes(b"\xff" * 100)
     run("compress", folder / "garbage.onnx", "--target", 0.5, "-o", out, code=65)
     run("compress", folder / "net.onnx", "--ratio", 0.5, "-o", folder / "no/such.onnx", code=73)
+    prune = ("compress", folder / "net.onnx", "--scheme", "channel-pruning", "-o", out)
+    done = run(*prune, "--target", 0.5, code=65)
+    assert "calibration data" in done.stderr
+    plain = (*prune, "--by", "magnitude", "--keep-weights")
+    run(*plain, "--target", 0.001, code=64)
+    done = run(*plain, "--layer", "fc=0.5", code=65)
+    assert "output" in done.stderr
+    run(*plain, "--ratio", 0.5, "--keep-inputs", "no", code=64)
     assert not out.exists() and not (folder / "no").exists()
 
 

@@ -54,6 +54,15 @@ class CompressibleLayer(NamedTuple):
     parameters: int
     #: Largest rank, or number of channels that can be pruned.
     maximum_rank: int
+    #: Weights of the layers that write the channels; of the layer alone where layers are split.
+    writers: tuple[str, ...] = ()
+    #: Weights of the layers that read the channels; of the layer alone where layers are split.
+    readers: tuple[str, ...] = ()
+
+    @property
+    def maximum_channels(self) -> int:
+        """`maximum_rank` under the name that it has in channel pruning."""
+        return self.maximum_rank
 
 
 class CompressedLayer(NamedTuple):
@@ -75,12 +84,36 @@ class CompressedLayer(NamedTuple):
     weight: str
     #: Names of the pair's weights; None if the layer stayed as it was.
     pair: tuple[str, str] | None
-    #: Name of the second layer's bias; None if it has none.
+    #: Name of the second layer's bias, or of one that was fitted when the layer lost channels; None
+    #: if there is none.
     bias: str | None
     #: Noise over signal of the layer's output on held-out rows, with the factors that are best for
     #: the weight alone and with those that were kept; when it loses inputs, with its old weights
     #: and with those that were kept. None without data.
     noise: tuple[float, float] | None
+
+    @property
+    def channels(self) -> int | None:
+        """`rank` under the name that it has in channel pruning."""
+        return self.rank
+
+    @property
+    def maximum_channels(self) -> int:
+        """`maximum_rank` under the name that it has in channel pruning."""
+        return self.maximum_rank
+
+
+class PrunedConstant(NamedTuple):
+    """A constant that lost channels along an axis."""
+
+    #: Name before; a constant that several nodes read may occur for each.
+    name: str
+    #: Name in the compressed model.
+    result: str
+    #: Axis of the channels.
+    axis: int
+    #: Indices that stay, rising.
+    kept: tuple[int, ...]
 
 
 class CompressionStats(NamedTuple):
@@ -94,6 +127,8 @@ class CompressionStats(NamedTuple):
     parameters: tuple[int, int]
     #: Layers that cannot be split or pruned, and why.
     refusals: dict[str, str]
+    #: Constants that lost channels, and which of them stay: an entry for each axis.
+    constants: tuple[PrunedConstant, ...] = ()
 
     @property
     def mac_ratio(self) -> float:
@@ -111,7 +146,8 @@ class CompressionStats(NamedTuple):
         for layer in self.layers:
             rank = "-" if layer.rank is None else f"{layer.rank}/{layer.maximum_rank}"
             ratio = layer.macs[1] / layer.macs[0] if layer.macs[0] else 1.0
-            line = f"{layer.name:{width}}  rank {rank:>9}  macs {ratio:.4f}"
+            what = "keeps" if self.constants else "rank"
+            line = f"{layer.name:{width}}  {what} {rank:>9}  macs {ratio:.4f}"
             if layer.noise is not None:
                 line += f"  noise {layer.noise[1]:.2e} (plain {layer.noise[0]:.2e})"
             lines.append(line)
@@ -149,6 +185,12 @@ class ModelCompressor:
     reconstruct : bool
         Whether channel pruning fits the layers that lose inputs to the channels that are left,
         which needs data. New weights that do no better on rows that were held out are not kept.
+    input_keepers : iterable of str
+        Layers that keep all channels that they read, named as `layers_to_ignore`; AIMET's modules
+        to ignore are such. Only for channel pruning.
+    keeps_positions : bool
+        Whether channels stay that Split, Slice and Gather pick by position: for networks that are
+        described in a program of which nothing but weights can be changed.
 
     Raises
     ------
@@ -187,6 +229,8 @@ class ModelCompressor:
         data: Any = None,
         importance: Literal["reconstruction", "magnitude"] = "reconstruction",
         reconstruct: bool = True,
+        input_keepers: Iterable[str] = (),
+        keeps_positions: bool = False,
     ) -> None:
         from .errors import InvalidArgumentError
 
@@ -213,9 +257,18 @@ class ModelCompressor:
             tuple(tuple(int(extent) for extent in shape) for shape in shapes.values()),
             _IMPORTANCES[importance],
             reconstruct,
+            tuple(input_keepers),
+            keeps_positions,
         )
+        weights = [cost[2] for cost in self._handle.costs()]
         #: Layers that can be split or pruned, in the order in which they run.
-        self.layers = tuple(CompressibleLayer(*layer) for layer in self._handle.layers())
+        self.layers = tuple(
+            CompressibleLayer(
+                *layer,
+                *(tuple(weights[i] for i in self._handle.members(index, role)) for role in (0, 1)),
+            )
+            for index, layer in enumerate(self._handle.layers())
+        )
         if data is not None:
             from .rounding import _joined
 
@@ -230,6 +283,20 @@ class ModelCompressor:
     def refusals(self) -> dict[str, str]:
         """Layers that cannot be split or pruned, and why."""
         return dict(self._handle.refusals())
+
+    def read_by(self, layer: str) -> tuple[str, ...]:
+        """Return the weights, as in `layers`, of what a layer reads.
+
+        AIMET gives ratios of channel pruning to layers that read the channels, this package to
+        layers that write them. Where layers are split, it is the layer itself.
+
+        Raises
+        ------
+        UnknownNameError
+        UnsupportedOperatorError
+            With the reason, if no channel that the layer reads can be pruned.
+        """
+        return tuple(self.layers[index].weight for index in self._handle.find_read(layer))
 
     def rank(self, layer: str, ratio: float) -> int:
         """Return the rank that a ratio means for a layer; 0 for 1 and more, which leave it."""
@@ -294,12 +361,13 @@ class ModelCompressor:
                 raise InvalidArgumentError(f"rank of '{name}': expected 1 or more, got {rank}")
             units[self._handle.find(name)] = rank
         with Reporter(progress, "compressing", "‰") as report:
-            handle, total, layers = self._handle.compress(tuple(units), report)
+            handle, total, layers, constants = self._handle.compress(tuple(units), report)
         stats = CompressionStats(
             tuple(_compressed(layer) for layer in layers),
             (total[4], total[5]),
             (total[6], total[7]),
             self.refusals,
+            tuple(PrunedConstant(*constant) for constant in constants),
         )
         return Model._wrap(handle), stats
 
@@ -476,7 +544,7 @@ def _compressed(values: tuple[Any, ...]) -> CompressedLayer:
         (a, b),
         (c, d),
         weight,
-        (first, second) if first else None,
+        (first, second) if second else None,
         bias or None,
         None if kept < 0 else (plain, kept),
     )
