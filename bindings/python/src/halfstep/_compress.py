@@ -20,8 +20,9 @@ from ._compress_parameters import (
     CompressionStats,
     GreedyCompressionRatioSelectionStats,
 )
-from .compression import CompressedLayer, ModelCompressor, load_scores, save_scores
+from ._prune import fixed_layers
 from .compression import CompressionStats as EngineStats
+from .compression import ModelCompressor, load_scores, save_scores
 from .errors import InvalidArgumentError, MalformedFileError, UnsupportedOperatorError
 from .model import Model
 
@@ -54,8 +55,17 @@ class Backend(Protocol):
     def inputs(self, data: Any) -> dict[str, Any]:
         """Arrays of data, joined, by the engine's names of inputs."""
 
-    def swapped(self, smaller: Model, layers: Iterable[CompressedLayer]) -> Any:
-        """A copy of the live model with pairs in place of layers."""
+    #: Layers, by weight, whose inputs stay because the live model's program asks for their number.
+    fixed: dict[str, str]
+
+    def swapped(self, smaller: Model, stats: EngineStats | None) -> Any:
+        """A copy of the live model with what compression did to it; without stats, as it is."""
+
+    def example(self) -> dict[str, Any]:
+        """Random inputs by the engine's names."""
+
+    def outputs(self, model: Any, inputs: dict[str, Any]) -> list[Any]:
+        """Arrays that a live model computes from inputs."""
 
     def module(self, model: Any, name: str) -> Any:
         """A layer of a live model, or the pair that took its place."""
@@ -89,27 +99,30 @@ def scheme_of(value: Any, known: Iterable[str], what: str) -> str:
 def compress(make: Callable[[Any], Backend], model: Any, job: Job) -> tuple[Any, CompressionStats]:
     """Compress a live model, which stays as it is."""
     backend = make(model)
+    if job.scheme == "channel_pruning":
+        backend.fixed = fixed_layers(backend, lambda: _compressor(backend, job, probes=True))
     if job.trainer is not None:
         job.trainer.train_model(model, model, train_flag=False)
     compressor = _compressor(backend, job)
     base = job.score(model, None)
-    ratios, selection, curves, label = _ratios(backend, compressor, job)
+    shown = _names(backend, compressor)
+    ratios, selection, curves, label = _ratios(backend, compressor, shown, job)
     ranks = {weight: rank for weight, (_, rank) in ratios.items() if rank}
     if job.trainer is None:
         smaller, stats = compressor.compress(ranks=ranks, progress=job.progress)
-        result = backend.swapped(smaller, stats.layers)
+        result = backend.swapped(smaller, stats)
     else:
-        result, stats = _trained(make, model, backend, compressor, ranks, job)
+        result, stats = _trained(make, backend, compressor, ranks, shown, job)
     names = backend.layers
     renamed = [layer._replace(name=names.get(layer.weight, layer.name)) for layer in stats.layers]
-    refusals = {**stats.refusals, **backend.refusals}
+    refusals = {**stats.refusals, **backend.refusals, **backend.fixed}
     stats = stats._replace(layers=tuple(renamed), refusals=refusals)
     return result, CompressionStats(
         base,
         job.score(result, None),
         stats,
         [
-            CompressionStats.LayerStats(names[weight], ratio)
+            CompressionStats.LayerStats(shown[weight], ratio)
             for weight, (ratio, _) in ratios.items()
         ],
         selection,
@@ -118,54 +131,96 @@ def compress(make: Callable[[Any], Backend], model: Any, job: Job) -> tuple[Any,
     )
 
 
-def _compressor(backend: Backend, job: Job, chooses: bool = True) -> ModelCompressor:
+def _compressor(
+    backend: Backend, job: Job, chooses: bool = True, probes: bool = False
+) -> ModelCompressor:
     """The engine's compressor of what a backend can swap."""
     costs = {cost.weight for cost in ModelCompressor(backend.engine).costs}
     left = [weight for weight in backend.refusals if weight in costs]
+    named: list[str] = []
     for module in getattr(job.parameters.mode_params, "modules_to_ignore", ()) if chooses else ():
         name = backend.name_of(module)
         # Parts of the module stay as well, and layers that nothing compresses need no mention.
-        left += [
+        named += [
             weight
             for weight, owner in backend.layers.items()
             if owner == name or owner.startswith(f"{name}.")
         ]
+    settings: dict[str, Any] = {
+        "cost_metric": job.metric,
+        "multiplicity": job.parameters.multiplicity,
+    }
+    if job.scheme != "channel_pruning":
+        data = job.data
+        left += named
+    else:
+        # What has no name here stays, as do inputs of layers that were to be ignored.
+        left += [weight for weight in costs if weight not in backend.layers]
+        samples = getattr(job.parameters, "num_reconstruction_samples", 0)
+        data = job.data if job.data is not None else _part(job.parameters.data_loader, samples)
+        settings |= {
+            "importance": getattr(job.parameters, "importance", "reconstruction"),
+            "reconstruct": samples > 0,
+            "input_keepers": dict.fromkeys([*named, *backend.fixed]),
+            "keeps_positions": True,
+        }
+        if probes:
+            data = None
+            settings |= {"importance": "magnitude", "reconstruct": False, "multiplicity": 1}
     return ModelCompressor(
         backend.engine,
         job.scheme,  # type: ignore[arg-type]
-        cost_metric=job.metric,  # type: ignore[arg-type]
-        multiplicity=job.parameters.multiplicity,
         layers_to_ignore=dict.fromkeys(left),
-        data=None if job.data is None else backend.inputs(job.data),
+        data=None if data is None else backend.inputs(data),
+        **settings,
     )
+
+
+def _part(loader: Any, samples: int) -> Any:
+    """Batches until there are as many pictures as AIMET reads: one for ten samples."""
+    if loader is None or samples == 0:
+        return None
+    batches, count = [], 0
+    for batch in loader:
+        batches.append(batch)
+        first = batch
+        while isinstance(first, (tuple, list, dict)):
+            first = next(iter(first.values() if isinstance(first, dict) else first))
+        count += len(first)
+        if count * 10 >= samples:
+            break
+    return batches
+
+
+def _names(backend: Backend, compressor: ModelCompressor) -> dict[str, str]:
+    """What layers are called in results, by weight: in channel pruning, as AIMET, by a reader."""
+    result: dict[str, str] = {}
+    for layer in compressor.layers:
+        taken = set(result.values())
+        names = [backend.layers[reader] for reader in layer.readers if reader in backend.layers]
+        names += [backend.layers[layer.weight], layer.weight]
+        result[layer.weight] = next(name for name in names if name not in taken)
+    return result
 
 
 # -------------------------------------------------------------------------------------------------
 # Ratios
 
 
-def _ratios(backend: Backend, compressor: ModelCompressor, job: Job) -> Any:
+def _ratios(backend: Backend, compressor: ModelCompressor, shown: dict[str, str], job: Job) -> Any:
     """Ratio and rank of each layer to compress, scores, curves and what they show."""
-    parameters, weights = job.parameters.mode_params, {n: w for w, n in backend.layers.items()}
+    parameters = job.parameters.mode_params
     if job.parameters.mode.name == "manual":
-        ratios = {}
-        for pair in parameters.list_of_module_comp_ratio_pairs:
-            if pair.comp_ratio is None:
-                continue
-            name = backend.name_of(pair.module)
-            if name not in weights:
-                raise UnsupportedOperatorError(_refusal(backend, name))
-            ratio = float(pair.comp_ratio)
-            ratios[weights[name]] = (ratio, compressor.rank(weights[name], ratio))
-        return ratios, None, {}, "error"
+        return _given(backend, compressor, shown, parameters), None, {}, "error"
     choice = parameters.greedy_params
     target = float(choice.target_comp_ratio)
     if isinstance(choice, AutomaticSelectionParameters):
         ranks = compressor.select(target, progress=job.progress)
         curves = compressor.ratio_curves()
-        by_name = {backend.layers[weight]: curve for weight, curve in curves.items()}
+        by_name = {shown[weight]: curve for weight, curve in curves.items()}
         return _actual(compressor, ranks), None, by_name, "error"
-    scores = _scores(backend, compressor, choice, job)
+    scores = _scores(backend, compressor, shown, choice, job)
+    weights = {name: weight for weight, name in shown.items()}
     ranks = compressor.select_greedy(
         target,
         {weights[name]: curve for name, curve in scores.items()},
@@ -176,9 +231,41 @@ def _ratios(backend: Backend, compressor: ModelCompressor, job: Job) -> Any:
     return _actual(compressor, ranks), stats, curves, "score"
 
 
+def _given(
+    backend: Backend, compressor: ModelCompressor, shown: dict[str, str], parameters: Any
+) -> dict[str, tuple[float, int]]:
+    """Ratios that the user gives, and what they are called."""
+    weights = {name: weight for weight, name in backend.layers.items()}
+    ratios: dict[str, tuple[float, int]] = {}
+    for pair in parameters.list_of_module_comp_ratio_pairs:
+        if pair.comp_ratio is None:
+            continue
+        name = backend.name_of(pair.module)
+        if name not in weights or weights[name] in backend.fixed:
+            raise UnsupportedOperatorError(_refusal(backend, name))
+        try:
+            found = compressor.read_by(weights[name])
+        except UnsupportedOperatorError as error:
+            # The engine's name of the layer may be another one.
+            reason = str(error).partition("': ")[2] or str(error)
+            raise UnsupportedOperatorError(f"layer '{name}': {reason}") from None
+        for weight in found:
+            ratio = float(pair.comp_ratio)
+            if weight not in ratios:
+                ratios[weight] = (ratio, compressor.rank(weight, ratio))
+                shown[weight] = name
+            elif ratios[weight][0] != ratio:
+                raise InvalidArgumentError(
+                    f"layers '{shown[weight]}' and '{name}' read the same channels: give them one"
+                    f" ratio, not {ratios[weight][0]:g} and {ratio:g}"
+                )
+    return ratios
+
+
 def _refusal(backend: Backend, name: str) -> str:
     parts = (f"{name}.", f"{name}/")
-    reasons = [reason for weight, reason in backend.refusals.items() if weight.startswith(parts)]
+    known = {**backend.refusals, **backend.fixed}
+    reasons = [reason for weight, reason in known.items() if weight.startswith(parts)]
     return reasons[0] if reasons else f"layer '{name}' is nothing that can be compressed"
 
 
@@ -187,7 +274,11 @@ def _actual(compressor: ModelCompressor, ranks: Mapping[str, int]) -> dict[str, 
 
 
 def _scores(
-    backend: Backend, compressor: ModelCompressor, choice: Any, job: Job
+    backend: Backend,
+    compressor: ModelCompressor,
+    shown: dict[str, str],
+    choice: Any,
+    job: Job,
 ) -> dict[str, dict[float, float]]:
     """Scores by layer and ratio: saved ones, and what is missing of them."""
     path = choice.saved_eval_scores_dict
@@ -200,7 +291,7 @@ def _scores(
     result: dict[str, dict[float, float]] = {}
     missing: list[tuple[str, float, int]] = []
     for layer in compressor.layers:
-        name = backend.layers[layer.weight]
+        name = shown[layer.weight]
         result[name] = {r: s for r, s in saved.get(name, {}).items() if r in ratios}
         missing += [
             (layer.weight, ratio, compressor.rank(layer.weight, ratio))
@@ -212,7 +303,7 @@ def _scores(
         # Ratios that give the same rank give the same network.
         for weight, rank in dict.fromkeys((w, r) for w, _, r in missing):
             smaller, stats = compressor.compress(ranks={weight: rank})
-            yield (weight, rank), backend.swapped(smaller, stats.layers)
+            yield (weight, rank), backend.swapped(smaller, stats)
 
     found: dict[tuple[str, int], float] = {}
     steps = len({(w, r) for w, _, r in missing})
@@ -223,7 +314,7 @@ def _scores(
 
             raise CancelledError("compression was cancelled")
     for weight, ratio, rank in missing:
-        result[backend.layers[weight]][ratio] = found[weight, rank]
+        result[shown[weight]][ratio] = found[weight, rank]
     if path is not None and missing:
         save_scores(result, path)
     return {name: dict(sorted(scores.items())) for name, scores in result.items()}
@@ -291,25 +382,27 @@ def read_scores(path: str | os.PathLike[str]) -> dict[str, dict[float, float]]:
 
 def _trained(
     make: Callable[[Any], Backend],
-    model: Any,
     backend: Backend,
     compressor: ModelCompressor,
     ranks: Mapping[str, int],
+    shown: Mapping[str, str],
     job: Job,
 ) -> tuple[Any, EngineStats]:
     """Compress layer by layer, and let the trainer work after each."""
     # A plan of the whole, for its costs; layers are compressed again as training leaves them.
     _, stats = compressor.compress(ranks=ranks)
     details = {layer.weight: layer for layer in stats.layers}
-    result = backend.swapped(backend.engine, ())
+    result = backend.swapped(backend.engine, None)
     for layer in compressor.layers:
         rank = ranks.get(layer.weight)
         if rank is None:
             continue
         now = make(result)
+        now.fixed = backend.fixed
         smaller, report = _compressor(now, job, chooses=False).compress(ranks={layer.weight: rank})
-        result = now.swapped(smaller, report.layers)
-        details[layer.weight] = next(x for x in report.layers if x.weight == layer.weight)
-        name = backend.layers[layer.weight]
+        result = now.swapped(smaller, report)
+        if job.scheme != "channel_pruning":
+            details[layer.weight] = next(x for x in report.layers if x.weight == layer.weight)
+        name = shown[layer.weight]
         job.trainer.train_model(result, Layer(name, now.module(result, name)))
     return result, stats._replace(layers=tuple(details.values()))

@@ -147,7 +147,30 @@ class WeightSvdParameters(_Parameters):
 
 
 class ChannelPruningParameters(_Parameters):
-    """How channel pruning compresses; see `CompressionScheme`."""
+    """How channel pruning compresses; see `CompressionScheme`.
+
+    Layers are named by what they read: a layer's ratio is the share of its input channels that
+    stays, and layers to ignore keep their inputs.
+
+    Parameters
+    ----------
+    data_loader : iterable of batches
+        Inputs that layers are fitted to; `data` of `compress_model` goes before.
+    num_reconstruction_samples : int
+        As AIMET takes ten output positions of a picture, batches are read until there is a tenth of
+        this number of pictures; of these, all positions count. 0 keeps the weights.
+    allow_custom_downsample_ops : bool
+        Not used: layers whose channels are coupled are pruned together.
+    mode : Mode
+        Who chooses ratios.
+    params : ManualModeParams or AutoModeParams
+        Ratios, or how they are chosen.
+    multiplicity : int
+        Numbers of channels are rounded up to multiples of this.
+    importance : {"reconstruction", "magnitude"}
+        Which channels go first: those that are missed least once the others make up for them, or,
+        as in AIMET, those that are read with the smallest squared weights.
+    """
 
     def __init__(
         self,
@@ -157,11 +180,18 @@ class ChannelPruningParameters(_Parameters):
         mode: Any,
         params: Any,
         multiplicity: int = 1,
+        *,
+        importance: str = "reconstruction",
     ) -> None:
         super().__init__(mode, params, multiplicity)
+        if num_reconstruction_samples < 0:
+            raise InvalidArgumentError(
+                f"num_reconstruction_samples: expected 0 or more, got {num_reconstruction_samples}"
+            )
         self.data_loader = data_loader
         self.num_reconstruction_samples = num_reconstruction_samples
         self.allow_custom_downsample_ops = allow_custom_downsample_ops
+        self.importance = importance
 
 
 class GreedyCompressionRatioSelectionStats:

@@ -139,15 +139,19 @@ def test_compression_example(tmp_path):
     rows = re.findall(r"^(.+?)  +(0\.\d+)  (\d\.\d+)  [+-]\d", output, re.M)
     table = [(name.strip(), float(value), float(share)) for name, value, share in rows]
     assert [name for name, *_ in table] == [
-        *("FP32", "one epoch more", "plain SVD", "and one epoch"),
-        *("SVD for data", "and one epoch", "and W8A8"),
+        *("FP32", "one epoch more"),
+        *("pruned by magnitude", "and one epoch", "pruned for data", "and one epoch"),
+        *("plain SVD", "and one epoch", "SVD for data", "and one epoch"),
+        *("pruned and SVD for data", "and one epoch", "and W8A8"),
     ]
     accuracy = [value for _, value, _ in table]
-    # 32 batches: far above chance (0.1), little lost to data-aware SVD, more after training on.
-    assert accuracy[0] > 0.25 and accuracy[4] > accuracy[0] - 0.15, output
-    assert accuracy[5] > accuracy[0] - 0.05 and accuracy[6] > accuracy[5] - 0.05, output
-    assert all(share == 1 for *_, share in table[:2]) and all(s <= 0.6 for *_, s in table[2:])
-    for name in ("resnet-plain.html", "resnet-data.html", "resnet-w8a8.onnx"):
+    # 32 batches: far above chance (0.1), little lost to methods for data, more after training on.
+    assert accuracy[0] > 0.25 and accuracy[8] > accuracy[0] - 0.15, output
+    assert accuracy[10] > max(accuracy[2], accuracy[0] - 0.15), output
+    assert accuracy[11] > accuracy[0] - 0.05 and accuracy[12] > accuracy[11] - 0.05, output
+    # A target that scores choose is met to a thousandth, others are limits.
+    assert all(share == 1 for *_, share in table[:2]) and all(s <= 0.601 for *_, s in table[2:])
+    for name in ("resnet-plain-SVD.html", "resnet-pruned-for-data.html", "resnet-w8a8.onnx"):
         assert (tmp_path / name).is_file()
 
 

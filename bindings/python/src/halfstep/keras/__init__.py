@@ -9,6 +9,7 @@
 
 from .._compress_parameters import (
     AutomaticSelectionParameters,
+    ChannelPruningParameters,
     CompressionScheme,
     CompressionStats,
     CostMetric,
@@ -29,6 +30,7 @@ from .simulation import QuantizationSimModel
 
 __all__ = [
     "AutomaticSelectionParameters",
+    "ChannelPruningParameters",
     "BoundedReLU",
     "CompressionScheme",
     "CompressionStats",

@@ -1,28 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 # Compression of Keras models.
-"""Smaller Keras models by weight SVD and spatial SVD, under AIMET's names."""
+"""Smaller Keras models by SVD and channel pruning, under AIMET's names."""
 
 from __future__ import annotations
 
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
+from keras import tree
 
 from .. import _compress as flow
-from .._compress_parameters import CompressionStats
-from ..compression import CompressedLayer
-from ..errors import UnknownNameError
+from .._compress_parameters import ChannelPruningParameters, CompressionStats
+from ..compression import CompressionStats as EngineStats
+from ..errors import InvalidArgumentError, UnknownNameError
 from ..model import Model
 from ._network import Network
+from ._pruned import pruned
 from ._rebuild import Names, clone, copy_weights, rebuild
+from ._walk import functional
 from .rounding import _arrays
 
 _CONVOLUTIONS = ("Conv1D", "Conv2D", "Conv3D")
+#: Layers that channel pruning can change besides.
+_PRUNABLE = (
+    *("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose", "DepthwiseConv1D"),
+    *("DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D"),
+)
 
 
 class ModelCompressor:
@@ -47,8 +55,9 @@ class ModelCompressor:
     ) -> tuple[keras.Model, CompressionStats]:
         """Compress a model.
 
-        The engine decides ranks and computes factors; a layer that is split becomes two, named
-        after it with ``_0`` and ``_1`` behind. The result is an ordinary model, not compiled.
+        The engine decides ranks and computes weights; a layer that is split becomes two, named
+        after it with ``_0`` and ``_1`` behind, and layers that lose channels keep their names. The
+        result is an ordinary model, not compiled.
 
         Parameters
         ----------
@@ -62,15 +71,15 @@ class ModelCompressor:
         input_shape : tuple, optional
             Not used: a model knows its own.
         compress_scheme : CompressionScheme
-            Spatial SVD or weight SVD.
+            Spatial SVD, weight SVD or channel pruning.
         cost_metric : CostMetric
             What ratios speak of.
-        parameters : SpatialSvdParameters or WeightSvdParameters
+        parameters : SpatialSvdParameters, WeightSvdParameters or ChannelPruningParameters
             Ratios of layers, or how they are chosen; layers, or their names.
         trainer : object, optional
             Its ``train_model(model, layer, train_flag=True)`` is called after each layer that was
-            split, with a layer that has ``name`` and ``module``, the two layers; and once before,
-            with ``train_flag=False``.
+            split or whose inputs were pruned, with a layer that has ``name`` and ``module``, the
+            two layers or the one; and once before, with ``train_flag=False``.
         visualization_url : str, optional
             Not used: see `report`.
         data : array, dict of arrays, or iterable of batches, optional
@@ -107,8 +116,12 @@ class ModelCompressor:
         [(3, 1), (1, 3)]
         """
         scheme = flow.scheme_of(
-            compress_scheme, ("weight_svd", "spatial_svd"), "compress_scheme of halfstep.keras"
+            compress_scheme, ("weight_svd", "spatial_svd", "channel_pruning"), "compress_scheme"
         )
+        if (scheme == "channel_pruning") != isinstance(parameters, ChannelPruningParameters):
+            raise InvalidArgumentError(
+                f"parameters: got {type(parameters).__name__} for {scheme.replace('_', ' ')}"
+            )
         metric = flow.scheme_of(cost_metric, ("mac", "memory"), "cost_metric")
         job = flow.Job(
             scheme,
@@ -138,16 +151,22 @@ class _Backend:
         self.engine: Model = self.network.bound()
         self.layers: dict[str, str] = {}
         self.refusals: dict[str, str] = {}
+        self.fixed: dict[str, str] = {}
+        known = (*_CONVOLUTIONS, "Dense")
+        operators: tuple[str, ...] = ("Conv", "Gemm", "MatMul")
+        if scheme == "channel_pruning":
+            known += _PRUNABLE
+            operators += ("ConvTranspose",)
         calls = Counter(id(operation) for operation in self.network.layers.values())
         for node in self.network.builder.nodes:
-            if node.op not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
+            if node.op not in operators or len(node.inputs) < 2:
                 continue
             weight = node.inputs[1]
             if weight not in self.network.parameters:
                 continue
             layer = self.network.layers[node.label]
             kind = type(layer).__name__
-            if kind not in (*_CONVOLUTIONS, "Dense"):
+            if kind not in known:
                 self.refusals[weight] = f"layer '{node.label}' is a {kind}"
             elif calls[id(layer)] != 1:
                 times = calls[id(layer)]
@@ -164,12 +183,35 @@ class _Backend:
 
     def module(self, model: keras.Model, name: str) -> Any:
         stem = name.rpartition("/")[2]
+        if self.scheme == "channel_pruning":
+            return model.get_layer(stem)
         return model.get_layer(f"{stem}_0"), model.get_layer(f"{stem}_1")
 
     def inputs(self, data: Any) -> dict[str, Any]:
         return _arrays(self.network, data)
 
-    def swapped(self, smaller: Model, layers: Iterable[CompressedLayer]) -> keras.Model:
+    def example(self) -> dict[str, Any]:
+        rng = np.random.default_rng(0)
+        result = {}
+        for name, shape, dtype in self.network.builder.inputs:
+            # Open extents but the batch are as long as whatever pools or pads there can do with.
+            extents = [1 if axis == 0 else n or 64 for axis, n in enumerate(shape)]
+            is_float = np.issubdtype(np.dtype(dtype), np.floating)
+            result[name] = (
+                rng.standard_normal(extents, np.float32) if is_float else np.ones(extents, dtype)
+            )
+        return result
+
+    def outputs(self, model: keras.Model, inputs: dict[str, Any]) -> list[Any]:
+        values = [inputs[name] for name in self.network.inputs]
+        structure = functional(model)._inputs_struct
+        results = model(tree.pack_sequence_as(structure, values), training=False)
+        return [np.asarray(value) for value in tree.flatten(results)]
+
+    def swapped(self, smaller: Model, stats: EngineStats | None) -> keras.Model:
+        if stats is not None and self.scheme == "channel_pruning":
+            return pruned(self.model, self.network, self.layers, smaller, stats)
+        layers = () if stats is None else stats.layers
         chosen = {self.layers[one.weight]: one for one in layers if one.pair is not None}
         values = smaller.initializers if chosen else {}
         names = Names()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Compression of live PyTorch modules.
-"""Smaller modules by weight SVD and spatial SVD, under AIMET's names."""
+"""Smaller modules by SVD and channel pruning, under AIMET's names."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import copy
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .. import _compress as flow
-from .._compress_parameters import CompressionStats
-from ..compression import CompressedLayer
+from .._compress_parameters import ChannelPruningParameters, CompressionStats
+from ..compression import CompressionStats as EngineStats
 from ..errors import (
     EmptyStatisticsError,
     InvalidArgumentError,
@@ -26,11 +27,13 @@ from ..errors import (
 )
 from ..model import Model
 from ._network import Network, as_array, nodes
+from ._pruned import parameter, pruned
 from ._trace import evaluating
 from .folding import _dummy, _replace
 from .quantizer import Quantizer
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class ModelCompressor:
@@ -55,8 +58,9 @@ class ModelCompressor:
     ) -> tuple[nn.Module, CompressionStats]:
         """Compress a module.
 
-        The engine decides ranks and computes factors; each layer that is split becomes a
-        `torch.nn.Sequential` of two, under its name. The result is an ordinary module.
+        The engine decides ranks and computes weights; each layer that is split becomes a
+        `torch.nn.Sequential` of two, under its name, and layers that lose channels stay what they
+        are, with smaller parameters. The result is an ordinary module.
 
         Parameters
         ----------
@@ -71,15 +75,15 @@ class ModelCompressor:
         input_shape : tuple, or torch.Tensor
             Shape of the input, batch included, or a list of shapes; or a dummy input.
         compress_scheme : CompressionScheme
-            Spatial SVD or weight SVD.
+            Spatial SVD, weight SVD or channel pruning.
         cost_metric : CostMetric
             What ratios speak of.
-        parameters : SpatialSvdParameters or WeightSvdParameters
+        parameters : SpatialSvdParameters, WeightSvdParameters or ChannelPruningParameters
             Ratios of layers, or how they are chosen.
         trainer : object, optional
             Its ``train_model(model, layer, train_flag=True)`` is called after each layer that was
-            split, with a layer that has ``name`` and ``module``; and once before, with
-            ``train_flag=False``.
+            split or whose inputs were pruned, with a layer that has ``name`` and ``module``; and
+            once before, with ``train_flag=False``.
         visualization_url : str, optional
             Not used: see `report`.
         data : torch.Tensor, or iterable of batches, optional
@@ -125,8 +129,12 @@ class ModelCompressor:
         if any(isinstance(part, Quantizer) for part in model.modules()):
             raise InvalidStateError("the model has quantizers: compress the original")
         scheme = flow.scheme_of(
-            compress_scheme, ("weight_svd", "spatial_svd"), "compress_scheme of halfstep.torch"
+            compress_scheme, ("weight_svd", "spatial_svd", "channel_pruning"), "compress_scheme"
         )
+        if (scheme == "channel_pruning") != isinstance(parameters, ChannelPruningParameters):
+            raise InvalidArgumentError(
+                f"parameters: got {type(parameters).__name__} for {scheme.replace('_', ' ')}"
+            )
         metric = flow.scheme_of(cost_metric, ("mac", "memory"), "cost_metric")
         cuda = any(tensor.is_cuda for tensor in model.parameters())
 
@@ -168,6 +176,10 @@ class _Backend:
         self.engine: Model = self.network.bound(model)
         self.layers: dict[str, str] = {}
         self.refusals: dict[str, str] = {}
+        self.fixed: dict[str, str] = {}
+        known: tuple[type, ...] = (*_CONVOLUTIONS, nn.Linear)
+        if scheme == "channel_pruning":
+            known += _TRANSPOSED
         every = nodes(self.network.exported.data).values()
         calls = Counter(name for node in every for name in node.inputs)
         for weight in self.network.exported.state:
@@ -176,7 +188,7 @@ class _Backend:
                 continue
             module = model.get_submodule(name)
             kind = type(module)
-            if kind not in (*_CONVOLUTIONS, nn.Linear):
+            if kind not in known:
                 self.refusals[weight] = f"layer '{name}' is a {kind.__name__}"
             elif calls[weight] != 1:
                 times = calls[weight]
@@ -216,9 +228,40 @@ class _Backend:
                 parts[name].append(as_array(value))
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
-    def swapped(self, smaller: Model, layers: Iterable[CompressedLayer]) -> nn.Module:
+    def example(self) -> dict[str, Any]:
+        names, (args, kwargs) = self.network.exported.inputs, self.network.example
+        generator = torch.Generator().manual_seed(0)
+
+        def random(value: torch.Tensor) -> torch.Tensor:
+            if not value.is_floating_point():
+                return value
+            return torch.randn(value.shape, generator=generator, dtype=torch.float32)
+
+        leaves = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        return {name: as_array(random(x)) for name, x in zip(names, leaves, strict=False)}
+
+    def outputs(self, model: nn.Module, inputs: dict[str, Any]) -> list[Any]:
+        like = next(model.parameters())
+        values = iter(inputs.values())
+
+        def filled(x: Any) -> Any:
+            if not isinstance(x, torch.Tensor):
+                return x
+            value = torch.from_numpy(next(values)).to(like.device)
+            return value.to(like.dtype) if value.is_floating_point() else value
+
+        args, kwargs = tree_map(filled, self.network.example)
+        with evaluating(model), torch.no_grad():
+            results = tree_leaves(model(*args, **kwargs))
+        return [as_array(x) for x in results if isinstance(x, torch.Tensor)]
+
+    def swapped(self, smaller: Model, stats: EngineStats | None) -> nn.Module:
+        if stats is None:
+            return copy.deepcopy(self.model)
+        if self.scheme == "channel_pruning":
+            return pruned(self.model, self.layers, smaller, stats)
         result = copy.deepcopy(self.model)
-        chosen = [layer for layer in layers if layer.pair is not None]
+        chosen = [layer for layer in stats.layers if layer.pair is not None]
         values = smaller.initializers if chosen else {}
         for layer in chosen:
             assert layer.pair is not None
@@ -237,18 +280,13 @@ class _Backend:
         return result
 
 
-def _parameter(like: nn.Parameter, value: np.ndarray) -> nn.Parameter:
-    tensor = torch.from_numpy(np.array(value)).to(like.device, like.dtype)
-    return nn.Parameter(tensor, requires_grad=like.requires_grad)
-
-
 def _filled(
     old: Any, pair: tuple[Any, Any], first: np.ndarray, second: np.ndarray, bias: Any
 ) -> nn.Sequential:
     for part, value in zip(pair, (first, second), strict=True):
-        part.weight = _parameter(old.weight, value)
+        part.weight = parameter(old.weight, value)
     if bias is not None:
-        pair[1].bias = _parameter(old.weight if old.bias is None else old.bias, bias)
+        pair[1].bias = parameter(old.weight if old.bias is None else old.bias, bias)
     return nn.Sequential(*pair)
 
 
