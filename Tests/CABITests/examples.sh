@@ -27,22 +27,30 @@ run() {
 cc -std=c11 -Wall -Wextra -Werror examples/c/main.c -o "$out/quantize-c" \
   $(pkg-config --cflags --libs halfstep)
 run c "$out/quantize-c"
+cc -std=c11 -Wall -Wextra -Werror examples/c/compress.c -o "$out/compress-c" \
+  $(pkg-config --cflags --libs halfstep)
+run compress-c "$out/compress-c"
 
 if command -v cmake > /dev/null; then
   cmake -S examples/cpp -B "$out/cpp-build" -DCMAKE_PREFIX_PATH="$stage" > "$out/cmake.log" 2>&1 \
     && cmake --build "$out/cpp-build" >> "$out/cmake.log" 2>&1 \
     || { echo "examples: cmake failed:" >&2; cat "$out/cmake.log" >&2; exit 1; }
   run cpp "$out/cpp-build/quantize"
+  run compress-cpp "$out/cpp-build/compress"
 else
   echo "examples: no cmake here, C++ is built with pkg-config alone"
   c++ -std=c++17 -Wall -Wextra -Werror examples/cpp/main.cpp -o "$out/quantize-cpp" \
     $(pkg-config --cflags --libs halfstep)
   run cpp "$out/quantize-cpp"
+  c++ -std=c++17 -Wall -Wextra -Werror examples/cpp/compress.cpp -o "$out/compress-cpp" \
+    $(pkg-config --cflags --libs halfstep)
+  run compress-cpp "$out/compress-cpp"
 fi
 
 swift build -c release -j 2 --package-path examples/swift --scratch-path .build/examples-swift > "$out/swift.log" 2>&1 \
   || { echo "examples: swift build failed:" >&2; tail -n 40 "$out/swift.log" >&2; exit 1; }
 run swift .build/examples-swift/release/quantize
+run compress-swift .build/examples-swift/release/compress
 
 python=${PYTHON:-}
 if [ -n "$python" ] && [ -f examples/python/quantize.py ]; then
@@ -52,9 +60,13 @@ else
 fi
 
 for name in $written; do
-  for file in model.onnx model.encodings model_qdq.onnx; do
-    cmp "$out/c/$file" "$out/$name/$file" \
-      || { echo "examples: $file differs between c and $name" >&2; exit 1; }
+  case $name in
+    compress-*) first=compress-c files="smaller.onnx smaller.encodings" ;;
+    *) first=c files="model.onnx model.encodings model_qdq.onnx" ;;
+  esac
+  for file in $files; do
+    cmp "$out/$first/$file" "$out/$name/$file" \
+      || { echo "examples: $file differs between $first and $name" >&2; exit 1; }
   done
 done
 echo "examples:$written wrote the same bytes: $(sha256sum "$out/c/model.encodings" | cut -c1-16)"

@@ -2,10 +2,11 @@
 # Trains small networks on Fashion-MNIST, compresses them, trains them on, quantizes them.
 """Compression from beginning to end, on real data, in some CPU minutes.
 
-Trains a MobileNetV2-style and a ResNet-style network on the 60,000 pictures of Fashion-MNIST,
-splits their layers by SVD until half of the multiply-accumulates remain, without and with
-unlabeled data, trains the results for one more epoch, and quantizes the better one to 8 bits.
-Prints the accuracies on all 10,000 test pictures, and writes a page on what each layer lost.
+Trains a MobileNetV2-style and a ResNet-style network on the 60,000 pictures of Fashion-MNIST and
+makes them smaller until half of the multiply-accumulates remain: by channel pruning and by spatial
+SVD, each without and with unlabeled data, and by pruning first and SVD then. Trains the results for
+one more epoch, and quantizes the last one to 8 bits. Prints the accuracies on all 10,000 test
+pictures, and writes a page on what each layer lost.
 
 The pictures come from Debian's package ``dataset-fashion-mnist``. From a shell::
 
@@ -26,13 +27,16 @@ from torch_qat import DATA, Data, Network, accuracy, conv_bn, load, simulate, tr
 
 from halfstep.torch import (
     AutomaticSelectionParameters,
+    ChannelPruningParameters,
     CompressionScheme,
     CostMetric,
     ModelCompressor,
     SpatialSvdParameters,
 )
 
-CALIBRATION = 256  # pictures that layers are split for
+CALIBRATION = 256  # unlabeled pictures that layers are made for
+SELECTION = 5000  # labeled training pictures that decide between pruning and SVD
+PRUNED = (0.9, 0.8, 0.7, 0.6)  # what pruning may leave to SVD
 
 # --- network -----------------------------------------------------------------------------------
 
@@ -95,25 +99,53 @@ def trained(name: str, training: Data, epochs: int, weights: Path) -> nn.Module:
 
 
 def compressed(
-    model: nn.Module, ratio: float, test: Data, data: torch.Tensor | None, page: Path
+    model: nn.Module, scheme: str, ratio: float, test: Data, data: torch.Tensor | None, page: Path
 ) -> tuple[nn.Module, float]:
     """Return a network with a share of the multiply-accumulates, and the share."""
-    parameters = SpatialSvdParameters(
-        SpatialSvdParameters.Mode.auto,
-        SpatialSvdParameters.AutoModeParams(AutomaticSelectionParameters(ratio)),
-    )
+    choice = AutomaticSelectionParameters(ratio)
+    if scheme == "channel_pruning":
+        kind = ChannelPruningParameters
+        # AIMET counts ten samples a picture. Without data: smallest weights go, others stay.
+        loader, samples = ([], 0) if data is None else ([data], 10 * len(data))
+        parameters = kind(
+            *(loader, samples, False, kind.Mode.auto, kind.AutoModeParams(choice)),
+            importance="magnitude" if data is None else "reconstruction",
+        )
+    else:
+        kind = SpatialSvdParameters
+        parameters = kind(kind.Mode.auto, kind.AutoModeParams(choice))
     small, stats = ModelCompressor.compress_model(
         model,
         eval_callback=lambda network, iterations, use_cuda: accuracy(network, test),
         eval_iterations=None,
         input_shape=(1, 1, 28, 28),
-        compress_scheme=CompressionScheme.spatial_svd,
+        compress_scheme=CompressionScheme[scheme],
         cost_metric=CostMetric.mac,
         parameters=parameters,
-        data=data,
+        data=data if scheme == "spatial_svd" else None,
         report=page,
     )
     return small, float(stats.mac_compression_ratio)
+
+
+def pruned_and_split(
+    model: nn.Module, ratio: float, training: Data, pages: Path, name: str
+) -> tuple[nn.Module, float]:
+    """Return a network that was pruned and then split, each as far as does best on some pictures."""
+    data = training[0][:CALIBRATION]
+    chosen = tuple(part[-SELECTION:] for part in training)
+    best, score = None, -1.0
+    for first in (share for share in PRUNED if share > ratio):
+        page = pages / f"{name}-pruned-{first}.html"
+        small, share = compressed(model, "channel_pruning", first, chosen, data, page)
+        page = pages / f"{name}-pruned-{first}-split.html"
+        small, rest = compressed(small, "spatial_svd", ratio / share, chosen, data, page)
+        own = accuracy(small, chosen)
+        print(f"  pruned to {share:.3f}, split to {share * rest:.3f}: {own:.4f} of these pictures")
+        if own > score:
+            best, score = (small, share * rest), own
+    assert best is not None
+    return best
 
 
 def tuned(model: nn.Module, training: Data) -> nn.Module:
@@ -131,13 +163,21 @@ def run(name: str, arguments: argparse.Namespace, training: Data, test: Data) ->
     rows = [("FP32", accuracy(model, test), 1.0)]
     control = tuned(model, training)
     rows.append(("  one epoch more", accuracy(control, test), 1.0))
-    best = None
-    for what, data in (("plain SVD", None), ("SVD for data", training[0][:CALIBRATION])):
-        page = arguments.out / f"{name}-{'plain' if data is None else 'data'}.html"
-        small, share = compressed(model, arguments.ratio, test, data, page)
+    data = training[0][:CALIBRATION]
+    for what, scheme, samples in (
+        ("pruned by magnitude", "channel_pruning", None),
+        ("pruned for data", "channel_pruning", data),
+        ("plain SVD", "spatial_svd", None),
+        ("SVD for data", "spatial_svd", data),
+    ):
+        page = arguments.out / f"{name}-{what.replace(' ', '-')}.html"
+        small, share = compressed(model, scheme, arguments.ratio, test, samples, page)
         rows.append((what, accuracy(small, test), share))
-        best = tuned(small, training)
-        rows.append(("  and one epoch", accuracy(best, test), share))
+        rows.append(("  and one epoch", accuracy(tuned(small, training), test), share))
+    small, share = pruned_and_split(model, arguments.ratio, training, arguments.out, name)
+    rows.append(("pruned and SVD for data", accuracy(small, test), share))
+    best = tuned(small, training)
+    rows.append(("  and one epoch", accuracy(best, test), share))
     sim = simulate(best, training, 8)
     rows.append(("  and W8A8", accuracy(sim.model, test), share))
     sim.export(str(arguments.out), f"{name}-w8a8", dummy_input=training[0][:1])
@@ -171,9 +211,7 @@ def main() -> None:
         for what, value, share in rows:
             print(f"{what:28}  {value:.4f}  {share:.3f}  {100 * (rows[0][1] - value):+.2f} points")
         print(flush=True)
-    print(
-        f"written to {arguments.out}: NAME-plain.html, NAME-data.html, NAME-w8a8.onnx, ….encodings"
-    )
+    print(f"written to {arguments.out}: NAME-METHOD.html, NAME-w8a8.onnx, NAME-w8a8.encodings")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 // swift-tools-version: 6.1
 // SPDX-License-Identifier: Apache-2.0
-// An application that depends on Halfstep.
+// Applications that depend on Halfstep.
 
 import PackageDescription
 
@@ -9,6 +9,8 @@ let package = Package(
   dependencies: [.package(name: "halfstep", path: "../..")],
   targets: [
     .executableTarget(
-      name: "quantize", dependencies: [.product(name: "Halfstep", package: "halfstep")])
+      name: "quantize", dependencies: [.product(name: "Halfstep", package: "halfstep")]),
+    .executableTarget(
+      name: "compress", dependencies: [.product(name: "Halfstep", package: "halfstep")]),
   ]
 )
