@@ -131,7 +131,7 @@ def compressed(
 def pruned_and_split(
     model: nn.Module, ratio: float, training: Data, pages: Path, name: str
 ) -> tuple[nn.Module, float]:
-    """Return a network that was pruned and then split, each as far as does best on some pictures."""
+    """Return a network that was pruned, then split, each as far as does best on some pictures."""
     data = training[0][:CALIBRATION]
     chosen = tuple(part[-SELECTION:] for part in training)
     best, score = None, -1.0
