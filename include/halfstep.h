@@ -1019,6 +1019,23 @@ enum {
   HS_ROUNDING_SEQUENTIAL_MSE = 3
 };
 
+/// How far rounding is. 40 bytes, frozen; lent for the time of a callback.
+/// @since 0.1
+typedef struct hs_rounding_progress {
+  const char *layer;    ///< Name of the layer at work; "calibration" before the first.
+  size_t completed;     ///< Layers that are done.
+  size_t total;         ///< Layers in all.
+  double fraction;      ///< Share of the layer at work that is done, 0 to 1.
+  double seconds_left;  ///< About how long the rest will take; negative while nothing tells.
+} hs_rounding_progress;
+
+/// Reports how far rounding is, on the calling thread; must not unwind.
+/// @param[in] progress lent until the callback returns
+/// @param[in] user_data as given with the callback
+/// @return 0 to go on; anything else ends the call with `HS_ERR_CANCELLED`
+/// @since 0.1
+typedef int32_t (*hs_rounding_progress_fn)(const hs_rounding_progress *progress, void *user_data);
+
 /// What rounding aims at and may use.
 /// @since 0.1
 typedef struct hs_rounding_options {
@@ -1037,14 +1054,25 @@ typedef struct hs_rounding_options {
   int32_t floor_or_ceil;    ///< Not 0: a weight only goes to one of its two neighbors on the grid.
   int32_t iterations;       ///< Of gradient methods; 0 means their default.
   hs_progress_fn progress;  ///< Told how many layers are done; may be NULL.
-  void *user_data;          ///< Handed to `progress`.
+  void *user_data;          ///< Handed to `progress` and `details`.
   /// Folder, made if it is not there, in which the result of each layer is kept under a hash of all
   /// that it depends on: a cancelled run goes on where it ended, and one with another option redoes
   /// only the layers that it changes. Nothing is ever removed. NULL keeps nothing.
   const char *cache;
   /// Input channels that share a scale, as in hs_simulation_options; 0: all of a channel.
   int32_t block_size;
-  int32_t reserved;  ///< 0
+  int32_t candidates;  ///< Scales that HS_ROUNDING_SEQUENTIAL_MSE tries, to 1,000; 0 means 20.
+  /// Weight of HS_ROUNDING_GRADIENT's regularizer; 0 means 0.01, a negative number none.
+  double regularization;
+  double beta_start;  ///< Its exponent when it sets in, 1 to 1,000; 0 means 20.
+  double beta_end;    ///< Its exponent at the end, 1 to 1,000; 0 means 2.
+  /// Share of the iterations without it, less than 1; 0 means 0.2, a negative number none.
+  double warm_start;
+  const char *const
+      *width_layers;      ///< Names of nodes whose weights have other widths; may be NULL.
+  const int32_t *widths;  ///< Their widths, 2 to 16, `[width_count]`.
+  size_t width_count;     ///< Length of `width_layers` and of `widths`.
+  hs_rounding_progress_fn details;  ///< Told also within layers how far it is; may be NULL.
 } hs_rounding_options;
 
 /// Fills in defaults; NULL is a no-op.

@@ -306,6 +306,12 @@ struct RoundingOptions {
   int32_t iterations = 0;  ///< Of HS_ROUNDING_GRADIENT, for each layer.
   std::string cache;  ///< Folder that results of layers are kept in, to resume; empty for none.
   int32_t block_size = 0;  ///< Input channels that share a scale of a weight; 0: all of a channel.
+  double regularization = 0;  ///< Of HS_ROUNDING_GRADIENT; 0 means 0.01, a negative number none.
+  double beta_start = 0;      ///< Exponent of the regularizer when it sets in; 0 means 20.
+  double beta_end = 0;        ///< Its exponent at the end; 0 means 2.
+  double warm_start = 0;      ///< Share of the iterations without it; 0 means 0.2, negative none.
+  int32_t candidates = 0;     ///< Scales that HS_ROUNDING_SEQUENTIAL_MSE tries; 0 means 20.
+  std::vector<std::pair<std::string, int32_t>> layer_bits;  ///< Widths of single layers' weights.
 };
 
 /// What rounding made of a layer.
@@ -501,6 +507,20 @@ class Model {
     raw.iterations = options.iterations;
     if (!options.cache.empty()) raw.cache = options.cache.c_str();
     raw.block_size = options.block_size;
+    raw.regularization = options.regularization;
+    raw.beta_start = options.beta_start;
+    raw.beta_end = options.beta_end;
+    raw.warm_start = options.warm_start;
+    raw.candidates = options.candidates;
+    std::vector<const char *> width_layers;
+    std::vector<int32_t> widths;
+    for (const auto &entry : options.layer_bits) {
+      width_layers.push_back(entry.first.c_str());
+      widths.push_back(entry.second);
+    }
+    raw.width_layers = width_layers.data();
+    raw.widths = widths.data();
+    raw.width_count = widths.size();
     raw.progress = reporter.function();
     raw.user_data = &reporter;
     detail::Owner<hs_rounding_report, hs_rounding_report_free> report(reporter.call([&] {

@@ -42,6 +42,17 @@ public struct RoundingOptions: Hashable, Sendable {
   /// Steps of `.gradient` for each layer, 1 or more; nil (the default) means AIMET's 10,000 for 8 bits
   /// and more, 15,000 below.
   public var iterations: Int?
+  /// Weight of `.gradient`'s regularizer, which pushes weights to the grid, 0 or more; default 0.01.
+  public var regularization: Double = 0.01
+  /// Exponent of the regularizer when it sets in, and at the end; 1...1000, defaults 20 and 2.
+  public var betaStart: Double = 20
+  public var betaEnd: Double = 2
+  /// Share of `.gradient`'s steps without the regularizer, 0..<1; default 0.2.
+  public var warmStart: Double = 0.2
+  /// Fractions of the range that `.sequentialMSE` tries, 1...1000; default 20.
+  public var candidates: Int = 20
+  /// Widths of single layers' weights by node name, 2...16; `parameterBits` for all others.
+  public var layerBits: [String: Int] = [:]
   /// Rows of its input that a layer learns from at most, 1 or more; default 32,768.
   public var maximumRows: Int = 1 << 15
   /// Bytes of activations held in memory; more goes to a temporary file; default 64 MiB.
@@ -55,6 +66,20 @@ public struct RoundingOptions: Hashable, Sendable {
 
   /// Creates the default options.
   public init() {}
+}
+
+/// How far rounding is.
+public struct RoundingProgress: Hashable, Sendable {
+  /// Layers that are done.
+  public let completed: Int
+  /// Layers in all.
+  public let total: Int
+  /// Name of the layer at work; "calibration" before the first.
+  public let layer: String
+  /// Share of that layer that is done, 0...1.
+  public let fraction: Double
+  /// About how long the rest will take; nil while too little is done to tell.
+  public let secondsLeft: Double?
 }
 
 /// What became of a layer.
@@ -96,6 +121,7 @@ extension Model {
   ///     without data.
   ///   - options: What to aim at.
   ///   - progress: Told after each layer how many of how many are done; false cancels.
+  ///   - details: Told now and then, also within layers, how far the call is; false cancels.
   /// - Returns: What was kept for each layer.
   /// - Throws: `HalfstepError.cancelled`; `.emptyStatistics` without rows; `.invalidArgument` for
   ///   options; `.nonFiniteValue`; `.unknownName`, `.shapeMismatch` for the data;
@@ -107,7 +133,8 @@ extension Model {
   @discardableResult
   public mutating func adaround(
     data: [String: Tensor]?, options: RoundingOptions = RoundingOptions(),
-    progress: ((_ completed: Int, _ total: Int) -> Bool)? = nil
+    progress: ((_ completed: Int, _ total: Int) -> Bool)? = nil,
+    details: ((RoundingProgress) -> Bool)? = nil
   ) throws(HalfstepError) -> RoundingReport {
     var gram = GramRounding.Options()
     gram.isFloorOrCeil = options.isFloorOrCeil
@@ -116,23 +143,33 @@ extension Model {
         throw HalfstepError(
           .emptyStatistics, "method '\(options.method.rawValue)' needs data; 'gram' does not")
       }
-      return try changed(options, progress) { (graph, settings, tell) throws(HalfstepError) in
+      return try changed(options, progress, details) {
+        (graph, settings, tell) throws(HalfstepError) in
         try DataFreeRounding(options: settings, gram: gram).apply(to: &graph, progress: tell)
       }
     }
     switch options.method {
-    case .auto, .gram:
+    case .auto:
       return try reconstruct(
-        data, options, GramRounding(options: gram), writesWeights: true, progress)
+        data, options, AdaRoundRounder.brief(GramRounding(options: gram), seed: options.seed),
+        writesWeights: true, progress, details)
+    case .gram:
+      return try reconstruct(
+        data, options, GramRounding(options: gram), writesWeights: true, progress, details)
     case .gradient:
       var adaround = AdaRoundOptions()
       adaround.iterations = options.iterations
+      adaround.regularization = options.regularization
+      adaround.beta = .init(start: options.betaStart, end: options.betaEnd)
+      adaround.warmStart = options.warmStart
       adaround.seed = options.seed
       try adaround.validate()
       return try reconstruct(
-        data, options, AdaRoundRounder(options: adaround), writesWeights: true, progress)
+        data, options, AdaRoundRounder(options: adaround), writesWeights: true, progress, details)
     case .sequentialMSE:
-      return try reconstruct(data, options, SequentialMSERounder(), writesWeights: true, progress)
+      var rounder = SequentialMSERounder()
+      rounder.options.candidates = options.candidates
+      return try reconstruct(data, options, rounder, writesWeights: true, progress, details)
     }
   }
 
@@ -149,6 +186,7 @@ extension Model {
   ///   - data: Values of `inputs`, `[N, …]` each; nil corrects analytically.
   ///   - options: How the model will be quantized; 8 bits are usual.
   ///   - progress: Told after each layer how many of how many are done; false cancels.
+  ///   - details: Told now and then, also within layers, how far the call is; false cancels.
   /// - Returns: What was kept for each layer.
   /// - Throws: As `adaround(data:options:progress:)`.
   /// - Reference: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
@@ -156,26 +194,31 @@ extension Model {
   @discardableResult
   public mutating func correctBiases(
     data: [String: Tensor]?, options: RoundingOptions = RoundingOptions(),
-    progress: ((_ completed: Int, _ total: Int) -> Bool)? = nil
+    progress: ((_ completed: Int, _ total: Int) -> Bool)? = nil,
+    details: ((RoundingProgress) -> Bool)? = nil
   ) throws(HalfstepError) -> RoundingReport {
     guard let data else {
-      return try changed(options, progress) { (graph, settings, tell) throws(HalfstepError) in
+      return try changed(options, progress, details) {
+        (graph, settings, tell) throws(HalfstepError) in
         var settings = settings
         settings.writesWeights = false
         return try AnalyticBiasCorrection(options: settings).apply(to: &graph, progress: tell)
       }
     }
     return try reconstruct(
-      data, options, EmpiricalBiasCorrection(), writesWeights: false, progress)
+      data, options, EmpiricalBiasCorrection(), writesWeights: false, progress, details)
   }
 
   private mutating func reconstruct(
     _ data: [String: Tensor], _ options: RoundingOptions, _ rounder: some LayerRounder,
-    writesWeights: Bool, _ progress: ((Int, Int) -> Bool)?
+    writesWeights: Bool, _ progress: ((Int, Int) -> Bool)?, _ details: ((RoundingProgress) -> Bool)?
   ) throws(HalfstepError) -> RoundingReport {
-    try changed(options, progress) { (graph, settings, tell) throws(HalfstepError) in
+    try changed(options, progress, details) { (graph, settings, tell) throws(HalfstepError) in
       var settings = settings
       settings.writesWeights = writesWeights
+      // The classical methods aim at each layer's own output.
+      settings.targetsSums =
+        writesWeights && (options.method == .auto || options.method == .gram)
       if !writesWeights { settings.validation = .outputs(isQuantized: true) }
       return try LayerReconstruction(options: settings).apply(
         to: &graph, batches: [data], rounder: rounder, progress: tell)
@@ -185,6 +228,7 @@ extension Model {
   /// Checks options, runs a method on a copy of the graph, and takes the result.
   private mutating func changed(
     _ options: RoundingOptions, _ progress: ((Int, Int) -> Bool)?,
+    _ details: ((RoundingProgress) -> Bool)?,
     _ body: (
       inout Graph, LayerReconstruction.Options, ((LayerReconstruction.Progress) -> Bool)?
     ) throws(HalfstepError) -> LayerReconstruction.Report
@@ -210,6 +254,7 @@ extension Model {
     settings.parameterBlockSize = options.parameterBlockSize
     settings.scheme = options.scheme
     settings.excludedLayers = options.excludedLayers
+    settings.layerBits = options.layerBits
     settings.maximumRows = options.maximumRows
     settings.maximumBytes = options.maximumBytes
     settings.seed = options.seed
@@ -218,13 +263,18 @@ extension Model {
     var last = -1
     let report = try body(
       &copy, settings,
-      progress.map { tell in
-        { state in
+      progress == nil && details == nil
+        ? nil
+        : { state in
           // One step a layer; in between, callers may still cancel.
           last = max(last, state.completed)
-          return tell(last, max(state.total, last))
-        }
-      })
+          let total = max(state.total, last)
+          return (progress?(last, total) ?? true)
+            && (details?(
+              RoundingProgress(
+                completed: last, total: total, layer: state.layer, fraction: state.fraction,
+                secondsLeft: state.secondsLeft)) ?? true)
+        })
     graph = copy
     if let progress { _ = progress(report.layers.count, report.layers.count) }
     return RoundingReport(

@@ -23,7 +23,8 @@ public func hs_model_adaround(
     let given = try HalfstepC.options(options, hs_rounding_options())
     let data = try roundingData(names, values, count)
     let result = try handle.model.adaround(
-      data: data, options: try given.values(defaultBits: 4), progress: given.tell)
+      data: data, options: try given.values(defaultBits: 4), progress: given.tell,
+      details: given.tellDetails)
     outReport?.pointee = handOver(list(result))
   }
 }
@@ -41,7 +42,8 @@ public func hs_model_correct_biases(
     let given = try HalfstepC.options(options, hs_rounding_options())
     let data = try roundingData(names, values, count)
     let result = try handle.model.correctBiases(
-      data: data, options: try given.values(defaultBits: 8), progress: given.tell)
+      data: data, options: try given.values(defaultBits: 8), progress: given.tell,
+      details: given.tellDetails)
     outReport?.pointee = handOver(list(result))
   }
 }
@@ -89,12 +91,43 @@ extension hs_rounding_options {
     options.seed = seed
     options.isFloorOrCeil = floor_or_ceil != 0
     if iterations != 0 { options.iterations = Int(iterations) }
+    // Zero means the default, so that none is a negative number.
+    if regularization != 0 { options.regularization = max(regularization, 0) }
+    if beta_start != 0 { options.betaStart = beta_start }
+    if beta_end != 0 { options.betaEnd = beta_end }
+    if warm_start != 0 { options.warmStart = max(warm_start, 0) }
+    if candidates != 0 { options.candidates = Int(candidates) }
+    let names = try texts(width_layers, width_count, "width_layers")
+    if !names.isEmpty {
+      guard let widths else {
+        throw HalfstepError(.invalidArgument, "widths: expected \(names.count) numbers, got NULL")
+      }
+      for (index, name) in names.enumerated() {
+        let bits = Int(widths[index])
+        guard options.layerBits.updateValue(bits, forKey: name) ?? bits == bits else {
+          throw HalfstepError(.invalidArgument, "width_layers: '\(name)' is there twice")
+        }
+      }
+    }
     if let folder = cache { options.cacheFolder = try text(folder, "cache") }
     return options
   }
 
   fileprivate var tell: ((Int, Int) -> Bool)? {
     progress.map { call in { call($0, $1, user_data) == 0 } }
+  }
+
+  fileprivate var tellDetails: ((RoundingProgress) -> Bool)? {
+    details.map { call in
+      { state in
+        state.layer.withCString { layer in
+          var lent = hs_rounding_progress(
+            layer: layer, completed: state.completed, total: state.total, fraction: state.fraction,
+            seconds_left: state.secondsLeft ?? -1)
+          return call(&lent, user_data) == 0
+        }
+      }
+    }
   }
 }
 

@@ -137,16 +137,20 @@ struct QuantizeCommand: ParsableCommand {
     options.cacheFolder = roundingCache
     let data = dataFree ? nil : inputs
     let report = try attempt(.reading) { () throws(HalfstepError) in
-      let tell = { (completed: Int, total: Int) in
+      let tell = { (state: RoundingProgress) in
         if !quiet {
-          Terminal.bar(round == .nearest ? "correcting biases" : "rounding", completed, of: total)
+          let rest = state.secondsLeft.map { ", about \(Int($0.rounded(.up))) s left" } ?? ""
+          Terminal.bar(
+            round == .nearest ? "correcting biases" : "rounding", state.completed, of: state.total,
+            rest)
         }
         return !Interruption.isRequested
       }
       return round == .nearest
-        ? try network.correctBiases(data: data, options: options, progress: tell)
-        : try network.adaround(data: data, options: options, progress: tell)
+        ? try network.correctBiases(data: data, options: options, details: tell)
+        : try network.adaround(data: data, options: options, details: tell)
     }
+    if !quiet { Terminal.clearLine() }
     let better = report.layers.count { $0.noiseAfter < $0.noiseBefore }
     note("rounded \(report.layers.count) layers, \(better) better than to nearest")
   }

@@ -42,12 +42,12 @@ enum Terminal {
   }
 
   /// Draws a bar over the current line of a terminal.
-  static func bar(_ what: String, _ completed: Int, of total: Int) {
+  static func bar(_ what: String, _ completed: Int, of total: Int, _ rest: String = "") {
     guard isInteractive, total > 0 else { return }
     let width = 30
     let filled = completed * width / total
     let bar = String(repeating: "=", count: filled) + String(repeating: " ", count: width - filled)
-    write("\r\(what) [\(bar)] \(completed)/\(total)", to: STDERR_FILENO)
+    write("\r\(what) [\(bar)] \(completed)/\(total)\(rest)\u{1B}[K", to: STDERR_FILENO)
     if completed == total { clearLine() }
   }
 

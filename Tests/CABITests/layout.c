@@ -67,7 +67,14 @@ AT(hs_equalized_set, channel_counts, 16);
 AT(hs_equalized_set, layer_count, 24);
 AT(hs_equalized_set, factor_count, 32);
 
-SIZE(hs_rounding_options, 120);
+SIZE(hs_rounding_progress, 40);
+AT(hs_rounding_progress, layer, 0);
+AT(hs_rounding_progress, completed, 8);
+AT(hs_rounding_progress, total, 16);
+AT(hs_rounding_progress, fraction, 24);
+AT(hs_rounding_progress, seconds_left, 32);
+
+SIZE(hs_rounding_options, 184);
 AT(hs_rounding_options, struct_size, 0);
 AT(hs_rounding_options, method, 8);
 AT(hs_rounding_options, parameter_bits, 12);
@@ -86,6 +93,15 @@ AT(hs_rounding_options, progress, 88);
 AT(hs_rounding_options, user_data, 96);
 AT(hs_rounding_options, cache, 104);
 AT(hs_rounding_options, block_size, 112);
+AT(hs_rounding_options, candidates, 116);
+AT(hs_rounding_options, regularization, 120);
+AT(hs_rounding_options, beta_start, 128);
+AT(hs_rounding_options, beta_end, 136);
+AT(hs_rounding_options, warm_start, 144);
+AT(hs_rounding_options, width_layers, 152);
+AT(hs_rounding_options, widths, 160);
+AT(hs_rounding_options, width_count, 168);
+AT(hs_rounding_options, details, 176);
 
 SIZE(hs_rounded_layer, 48);
 AT(hs_rounded_layer, layer, 0);

@@ -16,9 +16,12 @@ package struct AdaRoundOptions: Hashable, Sendable {
   package var warmStart = 0.2
   /// Adam's learning rate, positive.
   package var rate = 1e-3
-  /// Output positions in a batch. AIMET takes all positions of 32 samples; neighbors in a picture say
-  /// nearly the same, so as many positions from all over the data serve as well and cost less.
-  package var batchRows = 512
+  /// Output positions in a batch, and no more than 32 samples have. AIMET takes all positions of 32
+  /// samples; neighbors in a picture say nearly the same, so fewer positions from all over the data
+  /// serve as well and cost less.
+  package var batchRows = 256
+  /// Samples whose positions are the most that a batch takes.
+  package static let batchSamples = 32
   /// Decides the order in which rows are visited.
   package var seed: UInt64 = 0
 

@@ -7,8 +7,8 @@ import HalfstepNumerics
 /// AdaRound by gradient descent, from rounding to nearest or from another method's result.
 ///
 /// Grids stay as they are: those of `LayerProblem.nearest`, or what the first method chose. From
-/// another method's codes, each weight may stay or move to the neighbor that lies toward the float
-/// weight. The result is compared with where it began on held-out rows, behind the activation
+/// another method's codes, each weight may stay or move to the neighbor on the side to which the loss
+/// falls, and the bias follows. The result is compared with where it began on held-out rows, behind the activation
 /// function, and the better is handed on.
 package struct AdaRoundRounder: LayerRounder {
   package var options: AdaRoundOptions
@@ -19,6 +19,8 @@ package struct AdaRoundRounder: LayerRounder {
   package var tolerance: Double
   /// How far from its code a weight begins when another method's result is refined, 0...1/2 of a step.
   package var softness: Float = 0.2
+  /// When and how another method's result is refined.
+  package var refinement = Refinement()
 
   package init(
     options: AdaRoundOptions = AdaRoundOptions(), start: (any LayerRounder)? = nil,
@@ -30,7 +32,7 @@ package struct AdaRoundRounder: LayerRounder {
   }
 
   package var identity: String? {
-    let own = "AdaRound \(options) \(tolerance) \(softness)"
+    let own = "AdaRound \(options) \(tolerance) \(softness) \(refinement)"
     guard let start else { return own }
     return start.identity.map { "\(own) from \($0)" }
   }
@@ -45,13 +47,16 @@ package struct AdaRoundRounder: LayerRounder {
         weight: try problem.nearest.fakeQuantize(problem.weight), encoding: problem.nearest,
         note: "nearest")
     }
+    if start != nil, !(refinement.admits(problem)) { return first }
     let layout = RowLayout(
       groups: problem.layer.layout.groups, outputsPerGroup: problem.layer.layout.outputsPerGroup,
       columns: problem.layer.layout.columns)
     let grid = try WeightPositions(problem, layout, first.encoding)
     let bias = first.bias ?? problem.bias.map { Float($0) }
-    let solver = try AdaRoundSolver(
-      options, layout: layout,
+    var own = options
+    own.batchRows = min(own.batchRows, try batchLimit(problem))
+    var solver = try AdaRoundSolver(
+      own, layout: layout,
       loss: try ReconstructionLoss(bias: bias, activation: problem.following))
     let heldOut = try rows(problem, solver, isHeldOut: true)
     let startError = try solver.error(of: try grid.ordered(first.weight), rows: heldOut)
@@ -59,8 +64,11 @@ package struct AdaRoundRounder: LayerRounder {
 
     let training = try rows(problem, solver, isHeldOut: false)
     guard training.count > 0 else { return first }
-    let choices = try grid.choices(
-      code: start == nil ? nil : first.weight, softness: softness)
+    if start != nil {
+      return try refined(
+        problem, first, &solver, grid, training: training, heldOut: heldOut, startError: startError)
+    }
+    let choices = try grid.choices(code: nil, slopes: nil, softness: softness)
     let result = try solver.solve(
       choices.soft, rows: training, iterations: options.iterations(bits: first.encoding.bits)
     ) { (share) throws(HalfstepError) in try problem.progress(share) }
@@ -69,10 +77,17 @@ package struct AdaRoundRounder: LayerRounder {
     if error > startError { return first }
     return LayerRounding(
       weight: weight, encoding: first.encoding, bias: first.bias,
-      note: start == nil ? "adaround" : "\(first.note), adaround")
+      note: "adaround")
   }
 
   // MARK: Rows
+
+  /// Rows of the samples that a batch may have.
+  private func batchLimit(_ problem: LayerProblem) throws(HalfstepError) -> Int {
+    let input = try problem.inputs(0).reference
+    let rows = try problem.unfolding(input.shape).rowCount
+    return AdaRoundOptions.batchSamples * max(rows / max(problem.sampleCount(0), 1), 1)
+  }
 
   /// Rows to learn from or to validate on, with the float layer's outputs.
   private func rows(
@@ -249,8 +264,11 @@ struct WeightPositions {
   /// - Parameters:
   ///   - code: Weights on the grid from which each may move one step toward its float weight; nil
   ///     for the two codes around the float weight.
+  ///   - slopes: Gradient of the loss at those codes, in the solver's order; weights may move against it.
   ///   - softness: How far weights on the grid begin from their codes, in steps.
-  func choices(code: Tensor?, softness: Float) throws(HalfstepError) -> Choices {
+  func choices(
+    code: Tensor?, slopes: [Float]?, softness: Float
+  ) throws(HalfstepError) -> Choices {
     let float = try ordered(weight)
     let codes = try code.map { (tensor) throws(HalfstepError) in try ordered(tensor) }
     var start = [Float](repeating: 0, count: positions.count)
@@ -265,7 +283,7 @@ struct WeightPositions {
       let below: Float
       if let codes {
         let current = (codes[place] / scale).rounded(.toNearestOrEven)
-        let rises = quotient >= current
+        let rises = slopes.map { $0[place] < 0 } ?? (quotient >= current)
         below = rises ? current : current - 1
         height[place] = rises ? softness : 1 - softness
       } else {

@@ -21,6 +21,10 @@ package struct RoundingChoices: Sendable {
 
 /// Learns for each weight of a layer whether it is rounded down or up.
 ///
+/// Without an activation function the loss is a quadratic form of the rows' moments, so that each step
+/// may see all rows at a cost that does not depend on how many they are; that is done where it is the
+/// cheaper way.
+///
 /// Minimizes the squared error of the layer's output behind its activation function on rows drawn
 /// from all over the calibration data; the weights are snapped to the grid at the end. The result
 /// does not depend on the number of threads, nor on whether rows are in memory or in a file.
@@ -30,7 +34,7 @@ package struct RoundingChoices: Sendable {
 package struct AdaRoundSolver {
   package let options: AdaRoundOptions
   package let layout: RowLayout
-  package let loss: ReconstructionLoss
+  package private(set) var loss: ReconstructionLoss
 
   /// - Throws: `HalfstepError.invalidArgument` for options out of range; `.shapeMismatch` unless the
   ///   loss is over the layout's output channels.
@@ -57,6 +61,12 @@ package struct AdaRoundSolver {
     package let lastLoss: Double
   }
 
+  /// Whether steps work on the moments of all rows: exact without an activation function, and cheaper
+  /// than a batch of rows if the layer's rows are no longer than two batches.
+  package var usesMoments: Bool {
+    loss.activation == .identity && !layout.isDepthwise && layout.columns <= 2 * options.batchRows
+  }
+
   /// Runs all iterations.
   ///
   /// - Parameters:
@@ -80,6 +90,10 @@ package struct AdaRoundSolver {
         "AdaRound: expected \(layout.weightCount) weights, got \(choices.start.count)")
     }
     let soft = try SoftRounding(start: choices.start, step: choices.step, height: choices.height)
+    if usesMoments {
+      return try solve(
+        choices, moments: try OutputMoments(self, rows), iterations: iterations, progress: progress)
+    }
     let batch = min(options.batchRows, rows.count)
     let products = try Buffer(batch * layout.outputStride)
     let gradient = try Buffer(soft.paddedCount)
@@ -101,13 +115,7 @@ package struct AdaRoundSolver {
         try accumulate(inputs, batch, products.start, into: gradient.start)
         return error / Double(batch)
       }
-      soft.update(
-        upstream: gradient.start,
-        SoftRounding.Step(
-          number: iteration + 1, rate: options.rate, regularization: options.regularization,
-          beta: SoftRounding.beta(
-            iteration: iteration, of: iterations, range: options.beta,
-            warmStart: options.warmStart)))
+      soft.update(upstream: gradient.start, step(iteration, of: iterations))
       if iteration < tenth { first += error / Double(tenth) }
       if iteration >= iterations - tenth { last += error / Double(tenth) }
     }
@@ -168,6 +176,44 @@ package struct AdaRoundSolver {
     return weights.indices.map { gradient.start[$0] }
   }
 
+  /// Moves the bias to where the loss of given weights is least, by some steps of Newton's method.
+  ///
+  /// - Returns: What the bias changes by, `[K]`.
+  package mutating func refitBias(
+    _ weights: [Float], rows: ReconstructionRows, steps: Int = 4
+  ) throws(HalfstepError) -> [Float] {
+    var total = [Float](repeating: 0, count: layout.outputs)
+    if rows.count == 0 { return total }
+    let batch = min(1024, rows.count)
+    let products = try Buffer(batch * layout.outputStride)
+    let copy = try Buffer(weights.count)
+    let sums = try Buffer(2 * layout.outputStride)
+    defer { withExtendedLifetime((products, copy, sums)) {} }
+    for index in weights.indices { copy.start[index] = weights[index] }
+    for _ in 0..<steps {
+      for index in 0..<2 * layout.outputStride { sums.start[index] = 0 }
+      for start in stride(from: 0, to: rows.count, by: batch) {
+        let count = min(batch, rows.count - start)
+        try rows.rows(start, count) { (inputs) throws(HalfstepError) in
+          try multiply(inputs, count, UnsafePointer(copy.start), into: products.start)
+          loss.addBiasSums(
+            UnsafePointer(products.start), targets: inputs + layout.inputStride,
+            targetStride: rows.stride, rows: count, slopes: sums.start,
+            curvatures: sums.start + layout.outputStride)
+        }
+      }
+      // A channel that is hardly ever in the function's open part stays where it is.
+      let step = (0..<layout.outputs).map { channel -> Float in
+        let curvature = sums.start[layout.outputStride + channel]
+        guard curvature > 0.01 * Float(rows.count) else { return 0 }
+        return -sums.start[channel] / curvature
+      }
+      for channel in step.indices { total[channel] += step[channel] }
+      loss = loss.shifted(by: step)
+    }
+    return total
+  }
+
   // MARK: - Products
 
   /// The layer's products without bias, `[count, outputStride]`.
@@ -209,7 +255,7 @@ package struct AdaRoundSolver {
   }
 
   /// Floats that begin as zeros.
-  private final class Buffer {
+  final class Buffer {
     private let storage: TensorStorage
     let start: UnsafeMutablePointer<Float>
 

@@ -58,7 +58,8 @@ package struct DataFreeRounding: Sendable {
       var settings = rounder
       settings.options.correctsBias = leavesMeans
       let rounding = try settings.solve(
-        layer.weights, moments, shrinkage: (0.003, 0.01), note: "gram, data-free")
+        layer.weights, moments, shrinkage: GramRounding.Shrinkage(0.003, 0.01),
+        note: "gram, data-free")
       let after = try ratio(rounding.weight)
       if after <= before {
         return DataFreeWalk.Change(rounding: rounding, before: before, after: after)

@@ -8,15 +8,35 @@ import HalfstepNumerics
 ///
 /// Moments of sampled rows, a target corrected for the quantized prefix, scales searched and refit in
 /// the metric of the Gram matrix, error feedback and descent (`GramSolver`), and a bias that takes the
-/// means. Strengths of shrinkage are chosen on held-out rows.
+/// means. Strengths of shrinkage are chosen on held-out rows; with them, the layer is rounded again by
+/// the moments of all rows.
 package struct GramRounding: LayerRounder, Sendable {
+  /// Strengths of shrinkage, in units of the Gram matrix's mean diagonal.
+  package struct Shrinkage: Hashable, Sendable {
+    /// Of the Gram matrix.
+    package var gram: Double
+    /// Of the correction of the target.
+    package var correction: Double
+
+    package init(_ gram: Double, _ correction: Double) {
+      self.gram = gram
+      self.correction = correction
+    }
+  }
+
   package struct Options: Sendable {
     /// Shrinkages to choose from, ascending: of the Gram matrix, and of the correction of the target.
-    package var shrinkages: [(gram: Double, correction: Double)] = [
-      (0.003, 0.01), (0.01, 0.05), (0.05, 0.3), (0.2, 1.5),
+    package var shrinkages: [Shrinkage] = [
+      Shrinkage(0.003, 0.01), Shrinkage(0.01, 0.05), Shrinkage(0.05, 0.3), Shrinkage(0.2, 1.5),
+      Shrinkage(0.8, 6),
     ]
     /// The shrinkage that is tried first; its neighbors follow as long as they do better.
     package var firstShrinkage = 1
+    /// Whether, with the shrinkages chosen, the layer is rounded anew with the held-out rows among those
+    /// that it learns from: of small data, a fifth more.
+    package var refitsOnAllRows = true
+    /// Rows that a layer learns from at least, if there are as many; 16 for each column if that is more.
+    package var rows = 24_000
     /// Layers whose weight has more columns than this take that shrinkage without a choice.
     package var widestChoice = 2500
     /// Times that scales are refit, each followed by descent.
@@ -41,17 +61,52 @@ package struct GramRounding: LayerRounder, Sendable {
   package var identity: String? { "Gram rounding \(options)" }
 
   package func round(_ problem: LayerProblem) throws(HalfstepError) -> LayerRounding {
-    let statistics = try Self.statistics(of: problem)
+    let moments = try moments(of: problem, .training)
+    guard let choice = try choose(problem, moments) else {
+      return LayerRounding(
+        weight: try problem.nearest.fakeQuantize(problem.weight), encoding: problem.nearest,
+        note: "nearest")
+    }
+    // A single piece has no rows of its own to validate on that more could be learned from.
+    guard options.refitsOnAllRows, problem.chunkCount > 1 else { return choice.rounding }
+    var rounding = try solve(
+      problem.weights, try self.moments(of: problem, .all), shrinkage: choice.shrinkage,
+      note: choice.rounding.note)
+    rounding.heldOutNoise = choice.noise
+    return rounding
+  }
+
+  /// Sums that a layer is rounded by.
+  private typealias Moments = (statistics: GramStatistics, sums: TargetMoments?)
+
+  private func moments(
+    of problem: LayerProblem, _ part: LayerProblem.Part
+  ) throws(HalfstepError) -> Moments {
+    (
+      try Self.statistics(of: problem, part, rows: options.rows),
+      options.correctsTarget
+        ? try Self.sumMoments(of: problem, part, rows: options.rows) : nil
+    )
+  }
+
+  private func solve(
+    _ layer: LayerWeights, _ moments: Moments, shrinkage: Shrinkage, note: String
+  ) throws(HalfstepError) -> LayerRounding {
+    try solve(layer, moments.statistics, moments.sums, shrinkage: shrinkage, note: note)
+  }
+
+  /// Finds the shrinkages with the least noise on held-out rows.
+  private func choose(
+    _ problem: LayerProblem, _ moments: Moments
+  ) throws(HalfstepError) -> (rounding: LayerRounding, noise: Double, shrinkage: Shrinkage)? {
     let weights = problem.weights
     let isWide = problem.layer.layout.columns > options.widestChoice
-    var best: (rounding: LayerRounding, noise: Double)?
-    func attempt(_ index: Int) throws(HalfstepError) -> Bool {
-      guard options.shrinkages.indices.contains(index) else { return false }
+    var best: (rounding: LayerRounding, noise: Double, shrinkage: Shrinkage)?
+    var attempts = 0
+    func attempt(_ shrinkage: Shrinkage) throws(HalfstepError) -> Bool {
       let rounding: LayerRounding
       do throws(HalfstepError) {
-        rounding = try solve(
-          weights, statistics, shrinkage: options.shrinkages[index],
-          note: Self.note(options.shrinkages[index]))
+        rounding = try solve(weights, moments, shrinkage: shrinkage, note: Self.note(shrinkage))
       } catch {
         // Moments whose means dwarf what is around them may need more on the diagonal.
         if error.code == .numericFailure { return best == nil }
@@ -59,32 +114,29 @@ package struct GramRounding: LayerRounder, Sendable {
       }
       let noise = try problem.noise(of: rounding)
       let isBetter = best.map { noise < $0.noise } ?? true
-      if isBetter { best = (rounding, noise) }
-      try problem.progress(0.3 + 0.2 * Double(index))
+      if isBetter { best = (rounding, noise, shrinkage) }
+      attempts += 1
+      try problem.progress(min(0.3 + 0.1 * Double(attempts), 0.9))
       return isBetter
     }
     // Held-out noise has one minimum along the list, near enough.
     var isRising = true
-    for index in options.shrinkages.indices.dropFirst(options.firstShrinkage)
+    for shrinkage in options.shrinkages.dropFirst(options.firstShrinkage)
     where isRising && (best == nil || !isWide) {
-      isRising = try attempt(index)
+      isRising = try attempt(shrinkage)
     }
-    if !isWide, best?.rounding.note == note(options.firstShrinkage) {
-      for index in options.shrinkages.indices.prefix(options.firstShrinkage).reversed() {
-        if !(try attempt(index)) { break }
+    if isWide { return best }
+    if let first = options.shrinkages.dropFirst(options.firstShrinkage).first,
+      best?.rounding.note == Self.note(first)
+    {
+      for shrinkage in options.shrinkages.prefix(options.firstShrinkage).reversed() {
+        if !(try attempt(shrinkage)) { break }
       }
     }
-    if let best { return best.rounding }
-    return LayerRounding(
-      weight: try problem.nearest.fakeQuantize(problem.weight), encoding: problem.nearest,
-      note: "nearest")
+    return best
   }
 
-  private func note(_ index: Int) -> String {
-    options.shrinkages.indices.contains(index) ? Self.note(options.shrinkages[index]) : ""
-  }
-
-  private static func note(_ shrinkage: (gram: Double, correction: Double)) -> String {
+  private static func note(_ shrinkage: Shrinkage) -> String {
     "gram, shrinkage \(shrinkage.gram)"
   }
 
@@ -95,23 +147,27 @@ package struct GramRounding: LayerRounder, Sendable {
 
   /// Sums over the rows that the layer learns from.
   ///
-  /// - Parameter keepsCross: Whether the float network's inputs differ from the quantized ones.
+  /// - Parameters:
+  ///   - part: Which rows.
+  ///   - rows: Rows that are wanted of many, as in `Options`.
+  ///   - keepsCross: Whether the float network's inputs differ from the quantized ones.
   package static func statistics(
-    of problem: LayerProblem, keepsCross: Bool = true
+    of problem: LayerProblem, _ part: LayerProblem.Part = .training, rows minimum: Int = 8192,
+    keepsCross: Bool = true
   ) throws(HalfstepError) -> GramStatistics {
     let layout = problem.layer.layout
     let (groups, columns) = (layout.groups, layout.columns)
     var statistics = try GramStatistics(groups: groups, columns: columns, keepsCross: keepsCross)
     // Many times the unknowns of a row, and enough for narrow layers.
-    let limit = max(1, min(problem.options.maximumRows, max(8192, 16 * columns)))
+    let limit = max(1, min(problem.options.maximumRows, max(minimum, 16 * columns)))
     let height = max(32, min(1024, panelCapacity / (groups * columns)))
     var rows = [Float](repeating: 0, count: groups * columns * height)
     var differences = rows
     for chunk in 0..<problem.chunkCount {
-      if problem.chunkCount > 1 && problem.isHeldOut(chunk) { continue }
+      if !problem.includes(chunk, part) { continue }
       let inputs = try problem.inputs(chunk)
       let unfolding = try problem.unfolding(inputs.quantized.shape)
-      let chosen = problem.rows(chunk, of: unfolding.rowCount, isHeldOut: false, limit: limit)
+      let chosen = problem.rows(chunk, of: unfolding.rowCount, part, limit: limit)
       var start = 0
       while start < chosen.count {
         let count = min(height, chosen.count - start)
@@ -139,6 +195,38 @@ package struct GramRounding: LayerRounder, Sendable {
     return statistics
   }
 
+  /// Moments of what the layer has to make up for besides its own error; nil if there is nothing.
+  ///
+  /// Over the same rows as `statistics(of:keepsCross:)`.
+  private static func sumMoments(
+    of problem: LayerProblem, _ part: LayerProblem.Part, rows minimum: Int
+  ) throws(HalfstepError) -> TargetMoments? {
+    var moments: TargetMoments?
+    let layout = problem.layer.layout
+    let (groups, columns) = (layout.groups, layout.columns)
+    let limit = max(1, min(problem.options.maximumRows, max(minimum, 16 * columns)))
+    let height = max(32, min(1024, panelCapacity / (groups * columns)))
+    var rows: [Float] = []
+    for chunk in 0..<problem.chunkCount {
+      if !problem.includes(chunk, part) { continue }
+      let input = try problem.inputs(chunk).quantized
+      let unfolding = try problem.unfolding(input.shape)
+      let chosen = problem.rows(chunk, of: unfolding.rowCount, part, limit: limit)
+      for start in stride(from: 0, to: chosen.count, by: height) {
+        let panel = Array(chosen[start..<min(start + height, chosen.count)])
+        guard let errors = try problem.sumErrors(chunk, panel, unfolding) else { return nil }
+        if rows.isEmpty { rows = [Float](repeating: 0, count: groups * columns * height) }
+        try gather(input, unfolding, unfolding.table(panel), into: &rows)
+        if moments == nil {
+          moments = TargetMoments(
+            groups: groups, outputs: layout.outputsPerGroup, columns: columns)
+        }
+        try moments?.add(rows: rows, targets: errors, count: panel.count)
+      }
+    }
+    return moments
+  }
+
   private static func gather(
     _ tensor: Tensor, _ unfolding: LayerUnfolding, _ table: LayerUnfolding.RowTable,
     into panel: inout [Float]
@@ -162,8 +250,8 @@ package struct GramRounding: LayerRounder, Sendable {
 
   /// Rounds with given moments and shrinkages.
   func solve(
-    _ layer: LayerWeights, _ statistics: some RowMoments,
-    shrinkage: (gram: Double, correction: Double), note: String
+    _ layer: LayerWeights, _ statistics: some RowMoments, _ sums: TargetMoments? = nil,
+    shrinkage: Shrinkage, note: String
   ) throws(HalfstepError) -> LayerRounding {
     let layout = layer.layout
     let scales = try LayerScales(layer)
@@ -176,6 +264,8 @@ package struct GramRounding: LayerRounder, Sendable {
         weight: matrices[group], gram: statistics.gram(group: group, isCentered: isCentered),
         cross: options.correctsTarget
           ? statistics.correction(group: group, isCentered: isCentered) : nil,
+        shift: sums?.moments(
+          group: group, centeredOn: isCentered ? statistics.mean(group: group) : nil),
         columns: layout.columns, shrinkage: shrinkage.gram,
         correctionShrinkage: shrinkage.correction, isFloorOrCeil: options.isFloorOrCeil)
     }
@@ -185,7 +275,7 @@ package struct GramRounding: LayerRounder, Sendable {
       try solver.begin(solver.feedback(grid).codes, grid)
     }
     try refine(solvers, scales)
-    return try assemble(layer, statistics, scales, solvers, matrices, note)
+    return try assemble(layer, statistics, sums, scales, solvers, matrices, note)
   }
 
   /// Alternates scale refits and descent, then searches short rows.
@@ -273,8 +363,8 @@ package struct GramRounding: LayerRounder, Sendable {
 
   /// Puts codes, scales and means together.
   private func assemble(
-    _ layer: LayerWeights, _ statistics: some RowMoments, _ scales: LayerScales,
-    _ solvers: [GramSolver], _ matrices: [[Float]], _ note: String
+    _ layer: LayerWeights, _ statistics: some RowMoments, _ sums: TargetMoments?,
+    _ scales: LayerScales, _ solvers: [GramSolver], _ matrices: [[Float]], _ note: String
   ) throws(HalfstepError) -> LayerRounding {
     let layout = layer.layout
     var weight = try Tensor(uninitialized: .float32, shape: layer.weight.shape)
@@ -288,8 +378,9 @@ package struct GramRounding: LayerRounder, Sendable {
       if let grid = solver.currentGrid { final.take(grid, group) }
       let mean = statistics.mean(group: group)
       let shift = statistics.differenceMean(group: group)
+      let missing = sums?.mean(group: group)
       for row in 0..<solver.rowCount {
-        var sum = 0.0
+        var sum = missing?[row] ?? 0
         for column in 0..<layout.columns {
           let index = row * layout.columns + column
           let float = Double(matrices[group][index])

@@ -69,6 +69,7 @@ struct DataFreeWalk {
     settings.usesWeightEncodings = false
     simulation = try QuantizationSimulation(
       graph: graph, configuration: options.configuration, options: settings)
+    try simulation.setLayerBits(options.layerBits, in: graph)
   }
 
   /// Changes one layer after the other.

@@ -15,7 +15,8 @@ package final class HeldOutRows {
   package private(set) var count = 0
   /// With the quantized prefix, `[groups, columns, count]`.
   private var rows: [Float] = []
-  /// Outputs of the float layer on its own input, `[K, count]`, without alpha and bias.
+  /// Outputs of the float layer on its own input, `[K, count]`, without alpha and bias, with what the
+  /// layer has to make up for.
   private var wanted: [Float] = []
   /// Power of the float layer's outputs around their means, summed over channels.
   package private(set) var signal = 0.0
@@ -59,6 +60,13 @@ package final class HeldOutRows {
           matrices[group], outputs, columns, reference, group * columns * chosen.count,
           chosen.count, chosen.count, scale: 1, into: &wanted, group * outputs * total + start,
           total)
+      }
+      if let errors = try problem.sumErrors(chunk, chosen, unfolding) {
+        for channel in 0..<groups * outputs {
+          for row in 0..<chosen.count {
+            wanted[channel * total + start + row] += errors[channel * chosen.count + row]
+          }
+        }
       }
       start += chosen.count
     }

@@ -41,6 +41,8 @@ package final class LayerProblem {
     case clip(low: Float, high: Float)
   }
 
+  /// Tensor that is added to the layer's output, if the sum is what the layer aims at.
+  private let addend: String?
   private let walk: LayerWalk
   private let report: (Double) throws(HalfstepError) -> Void
   private var validation: HeldOutRows?
@@ -68,6 +70,7 @@ package final class LayerProblem {
       layer.kind != .matMul || layer.hasBias || graph.rank(of: layer.input, walk.index) == 2
     self.spec = spec
     self.nearest = nearest
+    addend = options.targetsSums ? Self.addend(of: layer, graph, walk.index) : nil
     activation = Self.activation(behind: layer, graph, walk.index)
     following = FollowingActivation(behind: layer, graph, walk.index)
   }
@@ -87,6 +90,11 @@ package final class LayerProblem {
   /// Number of pieces that the data is in.
   package var chunkCount: Int { walk.chunkCount }
 
+  /// Number of samples of a piece.
+  package func sampleCount(_ chunk: Int) -> Int {
+    walk.data.chunks[chunk].values.first?.shape.dimensions.first ?? 1
+  }
+
   /// The layer's input in the float network and with the quantized prefix; float32, same shape.
   ///
   /// - Parameter chunk: Which piece, below `chunkCount`.
@@ -95,6 +103,50 @@ package final class LayerProblem {
     _ chunk: Int
   ) throws(HalfstepError) -> (reference: Tensor, quantized: Tensor) {
     try walk.inputs(chunk)
+  }
+
+  /// What the layer's output has to make up for besides its own error: how far the tensor that is
+  /// added to it differs between the float network and the quantized prefix.
+  ///
+  /// - Parameters:
+  ///   - chunk: Which piece.
+  ///   - rows: Rows of the layer, as `unfolding` numbers them.
+  ///   - unfolding: Of the piece's input.
+  /// - Returns: Float less quantized, over alpha, `[K, rows.count]`; nil if there is no such tensor.
+  package func sumErrors(
+    _ chunk: Int, _ rows: [Int], _ unfolding: LayerUnfolding
+  ) throws(HalfstepError) -> [Float]? {
+    guard let addend, alpha != 0, let tensors = try walk.liveTensors(addend, chunk) else {
+      return nil
+    }
+    let (outputs, shape) = (layer.outputChannels, tensors.reference.shape)
+    guard shape == tensors.quantized.shape, shape.elementCount == unfolding.rowCount * outputs,
+      tensors.reference.dataType == .float32, tensors.quantized.dataType == .float32
+    else { return nil }
+    let isConvolution = layer.kind == .conv || layer.kind == .convTranspose
+    let picture = unfolding.rowsPerPicture
+    // A sum that broadcasts has another shape than the layer's output.
+    guard
+      isConvolution
+        ? shape.rank > 2 && shape[1] == outputs && shape[0] * picture == unfolding.rowCount
+        : shape.dimensions.last == outputs
+    else { return nil }
+    let scale = Float(1 / alpha)
+    return try tensors.reference.withFloats { (float) throws(HalfstepError) in
+      try tensors.quantized.withFloats { (rounded) throws(HalfstepError) in
+        var result = [Float](repeating: 0, count: outputs * rows.count)
+        for channel in 0..<outputs {
+          for (index, row) in rows.enumerated() {
+            let at =
+              isConvolution
+              ? (row / picture * outputs + channel) * picture + row % picture
+              : row * outputs + channel
+            result[channel * rows.count + index] = (float[at] - rounded[at]) * scale
+          }
+        }
+        return result
+      }
+    }
   }
 
   /// How the rows of an input lie.
@@ -111,6 +163,31 @@ package final class LayerProblem {
   static func isHeldOut(_ chunk: Int, of count: Int) -> Bool {
     if count >= 5 { return chunk % 5 == 4 }
     return count > 1 && chunk == count - 1
+  }
+
+  /// Which rows of the data.
+  package enum Part: Sendable {
+    /// Those that are not held out.
+    case training
+    /// With those that are held out.
+    case all
+  }
+
+  /// Whether a piece belongs to a part; a single piece always does, since its rows are split.
+  func includes(_ chunk: Int, _ part: Part) -> Bool {
+    part == .all || chunkCount == 1 || !isHeldOut(chunk)
+  }
+
+  /// Rows of a piece that belong to a part, of a single piece those that are not held out; drawn as
+  /// below.
+  func rows(_ chunk: Int, of rowCount: Int, _ part: Part, limit: Int) -> [Int] {
+    let isHeldOut = part == .all && chunkCount > 1 && isHeldOut(chunk)
+    // Held-out pieces are fewer than the others, and give as many rows each.
+    let all = (0..<chunkCount).count { self.isHeldOut($0) == isHeldOut }
+    let others = max(chunkCount - all, 1)
+    return rows(
+      chunk, of: rowCount, isHeldOut: isHeldOut,
+      limit: isHeldOut ? max(limit * all / others, 1) : limit)
   }
 
   /// Rows of a piece to learn from, or to validate on: drawn with the options' seed, ascending.
@@ -164,6 +241,17 @@ package final class LayerProblem {
   package func progress(_ fraction: Double) throws(HalfstepError) { try report(fraction) }
 
   // MARK: Helpers
+
+  /// The other tensor of an addition that alone reads a layer's output.
+  private static func addend(
+    of layer: LinearLayer, _ graph: Graph, _ index: GraphIndex
+  ) -> String? {
+    guard let use = index.soleUse(of: layer.output), let slot = use.input, slot < 2,
+      graph.nodes[use.node].isOperator("Add"), let other = graph.nodes[use.node].input(1 - slot),
+      other != layer.output, graph.constant(other, index) == nil
+    else { return nil }
+    return other
+  }
 
   private static func activation(
     behind layer: LinearLayer, _ graph: Graph, _ index: GraphIndex

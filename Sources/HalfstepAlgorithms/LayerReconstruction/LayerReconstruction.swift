@@ -17,6 +17,8 @@ package struct LayerReconstruction: Sendable {
   package struct Options: Sendable {
     /// Width of weights, 2...16.
     package var parameterBits = 4
+    /// Widths of single layers' weights, 2...16, by names or labels of nodes.
+    package var layerBits: [String: Int] = [:]
     /// Width of activations in the quantized prefix, 2...16; nil keeps them in float.
     package var activationBits: Int? = 8
     /// Input channels that share a scale in weights that are quantized per channel; nil for all.
@@ -35,6 +37,9 @@ package struct LayerReconstruction: Sendable {
     package var maximumBytes = 1 << 26
     /// Whether a method's result gives way to rounding to nearest where that is better.
     package var keepsBetter = true
+    /// Whether a layer whose output is added to another tensor aims at the sum, such as the output of a
+    /// residual block, instead of at its own output.
+    package var targetsSums = false
     /// Decides which rows are drawn.
     package var seed: UInt64 = 0
     /// Whether the graph gets the rounded weights; otherwise only the biases that go with them.
@@ -65,6 +70,8 @@ package struct LayerReconstruction: Sendable {
     package let layer: String
     /// Share of that layer that is done, 0...1.
     package let fraction: Double
+    /// About how long the rest will take; nil while too little is done to tell.
+    package var secondsLeft: Double?
   }
 
   /// What became of a layer.
@@ -128,11 +135,13 @@ package struct LayerReconstruction: Sendable {
     }
     // What candidates are compared with belongs to the key, and so do the layers before.
     var network = cache != nil && walk.rest != nil ? try Self.hash(of: source, data) : nil
+    let estimate = TimeEstimate(stops.map(\.layer))
     func tell(_ fraction: Double) throws(HalfstepError) {
       guard let progress else { return }
       let label = source.nodes[stops[max(walk.position, 0)].layer.node].label
       let state = Progress(
-        completed: max(walk.position, 0), total: stops.count, layer: label, fraction: fraction)
+        completed: max(walk.position, 0), total: stops.count, layer: label, fraction: fraction,
+        secondsLeft: estimate.secondsLeft(max(walk.position, 0), fraction))
       if !progress(state) {
         throw HalfstepError(.cancelled, "rounding was cancelled at node '\(label)'", node: label)
       }
@@ -195,6 +204,7 @@ package struct LayerReconstruction: Sendable {
     settings.usesWeightEncodings = false
     let simulation = try QuantizationSimulation(
       graph: graph, configuration: options.configuration, options: settings)
+    try simulation.setLayerBits(options.layerBits, in: graph)
     if options.activationBits == nil { return simulation }
     // Ranges of the float network: at few bits, weights rounded to nearest would make them useless.
     let parameters = simulation.quantizers.filter { $1.isEnabled && $1.site.role == .parameter }
@@ -315,7 +325,8 @@ package struct LayerReconstruction: Sendable {
       throw HalfstepError(
         .internalError, "node '\(problem.node.label)': rounding changed the weight's shape")
     }
-    let noise = try problem.noise(of: rounding)
+    let noise =
+      if let known = rounding.heldOutNoise { known } else { try problem.noise(of: rounding) }
     if noise <= before || !options.keepsBetter {
       kept = rounding
       after = noise
@@ -335,6 +346,39 @@ extension Graph {
       if nodes[position].outputs.first == name {
         update(at: position) { $0.attributes = ["value": .tensor(value)] }
       }
+    }
+  }
+}
+
+extension QuantizationSimulation {
+  /// Gives the weights of single layers their own widths.
+  ///
+  /// - Parameter widths: By names or labels of nodes.
+  /// - Throws: `HalfstepError.unknownName` for a name that no linear layer has; `.invalidArgument` for
+  ///   a width other than 2...16, or a weight that the configuration does not quantize.
+  func setLayerBits(_ widths: [String: Int], in graph: Graph) throws(HalfstepError) {
+    if widths.isEmpty { return }
+    let index = GraphIndex(graph)
+    var left = widths
+    for position in graph.nodes.indices {
+      let node = graph.nodes[position]
+      guard let bits = widths[node.name] ?? widths[node.label],
+        LinearLayer(graph, at: position, index) != nil, let weight = node.input(1)
+      else { continue }
+      left[node.name] = nil
+      left[node.label] = nil
+      if options.excludedLayers.contains(node.name) || options.excludedLayers.contains(node.label) {
+        continue
+      }
+      guard quantizers[weight] != nil else {
+        throw HalfstepError(
+          .invalidArgument, "layer '\(node.label)': the configuration does not quantize its weight",
+          node: node.label)
+      }
+      try setBits(bits, for: weight)
+    }
+    if let name = left.keys.min() {
+      throw HalfstepError(.unknownName, "layer widths: no layer with weights is named '\(name)'")
     }
   }
 }

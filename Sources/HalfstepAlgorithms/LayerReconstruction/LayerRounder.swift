@@ -14,6 +14,9 @@ package struct LayerRounding: Sendable {
   package var bias: [Float]?
   /// What the report says about how it was found.
   package var note: String
+  /// Noise over signal on held-out rows, if it was learned without them what `weight` was then learned
+  /// with them; nil to measure it.
+  package var heldOutNoise: Double?
 
   package init(weight: Tensor, encoding: Encoding, bias: [Float]? = nil, note: String) {
     self.weight = weight

@@ -171,6 +171,17 @@ package final class LayerWalk {
     return try live[chunk][name].map { (slot) throws(HalfstepError) in try store.get(slot) }
   }
 
+  /// A computed tensor that is live at the current stop, in both networks; nil if it is not.
+  func liveTensors(
+    _ name: String, _ chunk: Int
+  ) throws(HalfstepError) -> (reference: Tensor, quantized: Tensor)? {
+    guard let float = reference[chunk][name] else { return nil }
+    let given = try store.get(float)
+    if isShared { return (given, given) }
+    guard let rounded = simulated[chunk][name] else { return nil }
+    return (given, try store.get(rounded))
+  }
+
   // MARK: Segments
 
   func session(

@@ -19,7 +19,7 @@ struct RoundingCache: Sendable {
   private let folder: String
 
   /// Changes whenever a method's results do.
-  private static let revision: UInt64 = 1
+  private static let revision: UInt64 = 2
   private static let signature: UInt64 = 0x6c61_7965_7268_7331
 
   /// - Throws: `HalfstepError.fileAccess` if the folder is not there and cannot be made.
@@ -51,7 +51,7 @@ struct RoundingCache: Sendable {
     let options = problem.options
     hash.add(
       "\(options.scheme) \(options.maximumRows) \(options.heldOutRows) \(options.keepsBetter) "
-        + "\(options.seed) \(options.validation)")
+        + "\(options.seed) \(options.validation) \(options.targetsSums)")
     hash.add("\(problem.spec) \(problem.layer.layout) \(problem.following)")
     hash.add(
       "\(problem.position) \(problem.alpha) \(problem.canChangeBias) \(problem.node.opType)")

@@ -4,7 +4,7 @@
 import CDNNL
 
 extension MatrixProduct {
-  /// Computes `c = a · b` for groups whose matrices lie at equal distances.
+  /// Computes `c = scale · a · b + keep · c` for groups whose matrices lie at equal distances.
   ///
   /// A single group is cut into tiles; several groups run side by side, one thread each. The result
   /// does not depend on the number of threads.
@@ -15,11 +15,13 @@ extension MatrixProduct {
   /// - Throws: `HalfstepError.outOfMemory`, `.internalError` if oneDNN refuses.
   package static func multiply(
     groups: Int, rows: Int, columns: Int, inner: Int, _ a: Operand, aStep: Int, _ b: Operand,
-    bStep: Int, into c: UnsafeMutablePointer<Float>, cStride: Int, cStep: Int
+    bStep: Int, scale: Float = 1, keep: Float = 0, into c: UnsafeMutablePointer<Float>,
+    cStride: Int, cStep: Int
   ) throws(HalfstepError) {
     if groups == 1 {
       return try multiply(
-        rows: rows, columns: columns, inner: inner, a, b, into: c, cStride: cStride)
+        rows: rows, columns: columns, inner: inner, a, b, scale: scale, keep: keep, into: c,
+        cStride: cStride)
     }
     guard groups > 0, rows > 0, columns > 0, inner > 0 else { return }
     let status = withUnsafeTemporaryAllocation(
@@ -28,7 +30,8 @@ extension MatrixProduct {
       onOneThreadEach(groups) { group in
         status[group] = single(
           rows: rows, columns: columns, inner: inner, a.moved(by: group * aStep),
-          b.moved(by: group * bStep), into: c + group * cStep, cStride: cStride)
+          b.moved(by: group * bStep), scale: scale, keep: keep, into: c + group * cStep,
+          cStride: cStride)
       }
       return status.first { $0 != dnnl_success } ?? dnnl_success
     }

@@ -81,13 +81,16 @@ package final class GramSolver {
   ///   - weight: w, `[rowCount, columns]`, finite.
   ///   - gram: G, `[columns, columns]`, symmetric.
   ///   - cross: D, `[columns, columns]`; nil to aim at w itself.
+  ///   - shift: Moments of what is wanted besides the float weights' product, e·xᵀ, `[rowCount, columns]`;
+  ///     nil for nothing.
   ///   - shrinkage: λ, above 0, in units of G's mean diagonal.
   ///   - correctionShrinkage: λ', above 0.
   ///   - isFloorOrCeil: Whether a weight may only go to a neighboring code.
   /// - Throws: `HalfstepError.numericFailure` if G holds NaN or is far from positive definite.
   package init(
-    weight: [Float], gram: consuming [Double], cross: consuming [Double]?, columns n: Int,
-    shrinkage: Double, correctionShrinkage: Double, isFloorOrCeil: Bool = false
+    weight: [Float], gram: consuming [Double], cross: consuming [Double]?,
+    shift: [Double]? = nil, columns n: Int, shrinkage: Double, correctionShrinkage: Double,
+    isFloorOrCeil: Bool = false
   ) throws(HalfstepError) {
     guard n > 0, weight.count % n == 0, gram.count == n * n else {
       throw HalfstepError(
@@ -103,9 +106,9 @@ package final class GramSolver {
       throw HalfstepError(.numericFailure, "Gram matrix: the diagonal is not finite")
     }
     var corrected = weight
-    if let cross {
+    if cross != nil || shift != nil {
       corrected = try Self.correction(
-        weight, gram, cross, n, rowCount, ridge: correctionShrinkage * mean)
+        weight, gram, cross, shift, n, rowCount, ridge: correctionShrinkage * mean)
     }
     let diagonal = (0..<n).map { gram[$0 * n + $0] }
     // The last position is rounded first.
@@ -137,16 +140,20 @@ package final class GramSolver {
     anchors = isFloorOrCeil ? Self.permute(weight, order, n) : nil
   }
 
-  /// `w + w·D·(G + ridge·I)⁻¹`.
+  /// `w + (w·D + shift)·(G + ridge·I)⁻¹`.
   private static func correction(
-    _ weight: [Float], _ gram: [Double], _ cross: consuming [Double], _ n: Int, _ rows: Int,
-    ridge: Double
+    _ weight: [Float], _ gram: [Double], _ cross: consuming [Double]?, _ shift: [Double]?, _ n: Int,
+    _ rows: Int, ridge: Double
   ) throws(HalfstepError) -> [Float] {
-    let float = cross.map { Float($0) }
-    cross = []
     var moved = [Float](repeating: 0, count: rows * n)
-    try multiply(weight, float, rows: rows, inner: n, columns: n, into: &moved)
+    if let float = cross.map({ $0.map { Float($0) } }) {
+      try multiply(weight, float, rows: rows, inner: n, columns: n, into: &moved)
+    }
+    cross = nil
     var right = moved.map(Double.init)
+    if let shift {
+      for index in right.indices { right[index] += shift[index] }
+    }
     var ridged = gram
     for index in 0..<n { ridged[index * n + index] += ridge }
     let factor = try CholeskyFactor(ridged, size: n)

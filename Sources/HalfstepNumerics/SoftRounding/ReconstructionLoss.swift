@@ -12,7 +12,8 @@ package struct ReconstructionLoss: Sendable {
   package let channels: Int
   /// The same, up to whole vectors of 16: floats from one row to the next.
   package let rowStride: Int
-  private let bias: [Float]
+  /// What the layer adds to its product, `[rowStride]`.
+  package private(set) var bias: [Float]
   private let slopes: [Float]
 
   /// Prepares the loss.
@@ -73,6 +74,32 @@ package struct ReconstructionLoss: Sendable {
     return sums.reduce(0, +)
   }
 
+  /// The same loss with something added to the bias, `[K]`.
+  package func shifted(by shift: [Float]) -> ReconstructionLoss {
+    var copy = self
+    for channel in 0..<channels { copy.bias[channel] += shift[channel] }
+    return copy
+  }
+
+  /// Adds up, for each channel, what one step of Newton's method for its bias needs.
+  ///
+  /// - Parameters:
+  ///   - products: As in `evaluate`; unchanged.
+  ///   - slopes: Receives sums of differences times slopes, `[rowStride]`.
+  ///   - curvatures: Receives sums of squared slopes, `[rowStride]`.
+  package func addBiasSums(
+    _ products: UnsafePointer<Float>, targets: UnsafePointer<Float>, targetStride: Int, rows: Int,
+    slopes: UnsafeMutablePointer<Float>, curvatures: UnsafeMutablePointer<Float>
+  ) {
+    bias.withUnsafeBufferPointer { bias in
+      guard let bias = bias.baseAddress else { return }
+      visit(
+        BiasRows(
+          products: products, targets: targets, targetStride: targetStride, bias: bias,
+          stride: rowStride, rows: rows, slopes: slopes, curvatures: curvatures))
+    }
+  }
+
   private func visit(_ visitor: some ActivationVisitor) {
     slopes.withUnsafeBufferPointer { slopes in
       switch activation {
@@ -103,6 +130,33 @@ private struct ActivateRow: ActivationVisitor {
     while channel < stride {
       function(Lanes(loading: row + channel), channel: channel).value.store(to: row + channel)
       channel &+= 16
+    }
+  }
+}
+
+private struct BiasRows: ActivationVisitor {
+  let products: UnsafePointer<Float>
+  let targets: UnsafePointer<Float>
+  let targetStride: Int
+  let bias: UnsafePointer<Float>
+  let stride: Int
+  let rows: Int
+  let slopes: UnsafeMutablePointer<Float>
+  let curvatures: UnsafeMutablePointer<Float>
+
+  func run<Function: LaneActivation>(_ function: Function) {
+    for channel in Swift.stride(from: 0, to: stride, by: 16) {
+      var sum = Lanes(loading: slopes + channel)
+      var curvature = Lanes(loading: curvatures + channel)
+      let own = Lanes(loading: bias + channel)
+      for row in 0..<rows {
+        let product = Lanes(loading: products + row * stride + channel) + own
+        let (value, slope) = function(product, channel: channel)
+        sum += (value - Lanes(loading: targets + row * targetStride + channel)) * slope
+        curvature += slope * slope
+      }
+      sum.store(to: slopes + channel)
+      curvature.store(to: curvatures + channel)
     }
   }
 }

@@ -56,6 +56,9 @@ struct UpdateConstants {
   let logistic = variables.logistic
   let open = stretched(logistic)
   let height = open.atLeast(zero).atMost(Lanes(repeating: 1))
+  let isFlat = open .!= height
+  // Where the sigmoid is cut off it is flat: late on, nearly everywhere.
+  if all(isFlat) { return zero }
   var gradient = step * upstream
   if push.factor != 0 {
     let centered = height * 2 - 1
@@ -65,8 +68,7 @@ struct UpdateConstants {
     gradient -= (power * push.factor).signed(as: centered)
   }
   let slope = logistic * (1 - logistic) * 1.2
-  // Where the sigmoid is cut off it is flat.
-  return (gradient * slope).replacing(with: zero, where: open .!= height)
+  return (gradient * slope).replacing(with: zero, where: isFlat)
 }
 
 /// One step of Adam over a range of whole vectors.

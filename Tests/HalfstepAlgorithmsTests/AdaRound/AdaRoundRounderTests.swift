@@ -92,7 +92,7 @@ import Testing
     #expect(weights[0] == weights[1] && weights[0] == weights[2])
   }
 
-  @Test func anotherMethodsResultIsRefinedTowardTheFloatWeights() throws {
+  @Test func anotherMethodsResultIsRefinedAgainstTheLoss() throws {
     /// Rounds all weights down, with a bias of its own.
     struct Down: LayerRounder {
       func round(_ problem: LayerProblem) throws(HalfstepError) -> LayerRounding {
@@ -123,6 +123,24 @@ import Testing
     patient.tolerance = .infinity
     let (kept, _, _) = try Self.run(patient)
     #expect(kept.found.allSatisfy { $0.rounding.note == "down" })
+  }
+
+  /// In a brief refinement, layers without an activation function and with few rows keep the first result,
+  /// and so do those that gain too little.
+  @Test func briefRefinementLeavesLayersOut() throws {
+    let brief = AdaRoundRounder.brief(GramRounding(), seed: 0)
+    let (plain, _, _) = try Self.run(brief)
+    for (found, following) in zip(plain.found, plain.following) where following == .identity {
+      #expect(!found.rounding.note.contains("adaround") && !found.rounding.note.contains("bias"))
+    }
+    #expect(plain.following.contains(.identity) && plain.following.contains(.relu))
+    var greedy = brief
+    greedy.refinement.gain = 0.999_999
+    #expect(try Self.run(greedy).0.found.allSatisfy { !$0.rounding.note.contains("adaround") })
+    var starved = brief
+    starved.refinement.includesLinear = true
+    starved.refinement.rowsPerColumn = 1_000_000
+    #expect(try Self.run(starved).0.found.allSatisfy { !$0.rounding.note.contains("adaround") })
   }
 
   @Test func activationsBehindLayersAreFound() throws {

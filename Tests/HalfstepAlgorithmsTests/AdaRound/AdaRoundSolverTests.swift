@@ -239,8 +239,73 @@ import Testing
     #expect(try solver.error(of: fixed, rows: layer.rows) > 0)
   }
 
-  @Test func cancellingStops() throws {
+  /// Without an activation function, moments of all rows and all rows as one batch are the same
+  /// objective: an identity that is written as a clip without ends takes the rows.
+  @Test(arguments: layouts.filter { !$0.isDepthwise })
+  func momentsOfAllRowsLearnWhatAllRowsTeach(layout: RowLayout) throws {
+    let saved = Parallel.maximumThreads
+    defer { Parallel.setMaximumThreads(saved) }
+    var options = AdaRoundOptions()
+    options.batchRows = 2000
+    options.rate = 1e-2
+    var learned: [AdaRoundSolver.Result] = []
+    for (activation, threads) in [
+      (FollowingActivation.identity, 2), (.identity, 1),
+      (.clip(low: -.infinity, high: .infinity), 2),
+    ] {
+      Parallel.setMaximumThreads(threads)
+      let layer = try Case(layout, rows: 1500, activation: activation, noise: 0.1)
+      learned.append(
+        try layer.solver(options).solve(layer.choices, rows: layer.rows, iterations: 400) { _ in })
+    }
+    #expect(learned[0].isUp == learned[1].isUp)
+    #expect(learned[0].lastLoss == learned[1].lastLoss)
+    // Sums in another order part ways for a weight that ends on the fence.
+    let differences = zip(learned[0].isUp, learned[2].isUp).count { $0 != $1 }
+    #expect(differences * 50 <= layout.weightCount, "\(differences) of \(layout.weightCount)")
+    // Sampled ten times in a tenth instead of always, of a loss that hardly moves at the end.
+    expectClose(
+      Float(learned[0].lastLoss), Float(learned[2].lastLoss), absolute: 1e-4, relative: 0.02)
+    #expect(learned[0].lastLoss < learned[0].firstLoss * 10)
+  }
+
+  @Test func cancellingMomentsStops() throws {
     let layer = try Case(RowLayout(groups: 1, outputsPerGroup: 4, columns: 8), rows: 100)
+    #expect(try layer.solver().usesMoments)
+    var wide = AdaRoundOptions()
+    wide.batchRows = 3
+    #expect(try !layer.solver(wide).usesMoments)
+    #expect(throws: HalfstepError(.cancelled, "enough")) {
+      try layer.solver().solve(layer.choices, rows: layer.rows, iterations: 100_000) {
+        (share) throws(HalfstepError) in
+        if share > 0 { throw HalfstepError(.cancelled, "enough") }
+      }
+    }
+  }
+
+  /// By hand: y = relu(x + b) with weights 1 over x = 1, 2 and −9, wanted relu(x + 0.5): Newton's first
+  /// step moves the bias by 0.5, from the two rows that are open.
+  @Test func biasGoesWhereTheLossBehindTheActivationIsLeast() throws {
+    let layout = RowLayout(groups: 1, outputsPerGroup: 1, columns: 1)
+    let rows = try ReconstructionRows(layout, capacity: 3, maximumBytes: 1 << 20, seed: 0)
+    for (x, wanted) in [(Float(1), Float(1.5)), (2, 2.5), (-9, 0)] {
+      var row = [Float](repeating: 0, count: rows.stride)
+      row[0] = x
+      row[layout.inputStride] = wanted
+      try rows.append(row)
+    }
+    try rows.finish()
+    var solver = try AdaRoundSolver(
+      AdaRoundOptions(), layout: layout,
+      loss: try ReconstructionLoss(bias: [0], activation: .relu))
+    #expect(try solver.error(of: [1], rows: rows) == (0.25 + 0.25) / 3)
+    #expect(try solver.refitBias([1], rows: rows) == [0.5])
+    #expect(try solver.error(of: [1], rows: rows) == 0)
+  }
+
+  @Test func cancellingStops() throws {
+    let layer = try Case(
+      RowLayout(groups: 1, outputsPerGroup: 4, columns: 8), rows: 100, activation: .relu)
     var calls = 0
     #expect(throws: HalfstepError(.cancelled, "enough")) {
       try layer.solver().solve(layer.choices, rows: layer.rows, iterations: 100_000) {

@@ -481,7 +481,7 @@ typedef hs_status (*round_fn)(hs_model *model, const char *const *names,
 static PyObject *round_with(PyObject *object, PyObject *args, round_fn round) {
   model_object *self = (model_object *)object;
   core_state *state = state_of(object);
-  PyObject *values, *configuration, *excluded, *callable, *cache;
+  PyObject *values, *configuration, *excluded, *callable, *cache, *width_layers, *width_bytes;
   Py_ssize_t maximum_rows, maximum_bytes;
   unsigned long long seed;
   hs_rounding_options options;
@@ -490,10 +490,14 @@ static PyObject *round_with(PyObject *object, PyObject *args, round_fn round) {
   if (!parse_arguments(
           state, args,
           "data method param_bits activation_bits quant_scheme percentile config excluded_layers "
-          "max_rows max_bytes seed floor_or_ceil iterations block_size cache progress",
-          "OiiiidOO!nnKpiiOO:adaround", &values, &method, &parameter_bits, &activation_bits,
-          &scheme, &options.percentile, &configuration, &PyTuple_Type, &excluded, &maximum_rows,
-          &maximum_bytes, &seed, &floor_or_ceil, &iterations, &block_size, &cache, &callable)) {
+          "max_rows max_bytes seed floor_or_ceil iterations block_size reg_param beta_range "
+          "beta_range warm_start num_candidates layer_bits layer_bits cache progress",
+          "OiiiidOO!nnKpiiddddiO!O!OO:adaround", &values, &method, &parameter_bits,
+          &activation_bits, &scheme, &options.percentile, &configuration, &PyTuple_Type, &excluded,
+          &maximum_rows, &maximum_bytes, &seed, &floor_or_ceil, &iterations, &block_size,
+          &options.regularization, &options.beta_start, &options.beta_end, &options.warm_start,
+          &options.candidates, &PyTuple_Type, &width_layers, &PyBytes_Type, &width_bytes, &cache,
+          &callable)) {
     return NULL;
   }
   options.method = method;
@@ -518,14 +522,26 @@ static PyObject *round_with(PyObject *object, PyObject *args, round_fn round) {
   if (names_acquire(excluded, &excluded_layers) < 0) return NULL;
   options.excluded_layers = excluded_layers.texts;
   options.excluded_layer_count = excluded_layers.count;
-  inputs inputs;
-  memset(&inputs, 0, sizeof inputs);
-  if (values != Py_None && inputs_acquire(state, values, &inputs) < 0) {
+  names layers;
+  if (names_acquire(width_layers, &layers) < 0) {
     names_release(&excluded_layers);
     return NULL;
   }
-  if (handle_enter(state, &self->lock) < 0) {
+  options.width_layers = layers.texts;
+  options.width_count = layers.count;
+  // An int32 for each layer, in the machine's order; the tuple of arguments holds the bytes.
+  options.widths = (const int32_t *)(const void *)PyBytes_AsString(width_bytes);
+  inputs inputs;
+  memset(&inputs, 0, sizeof inputs);
+  int ready = (size_t)PyBytes_Size(width_bytes) == layers.count * sizeof(int32_t);
+  if (!ready) PyErr_SetString(PyExc_ValueError, "layer_bits: as many widths as names");
+  if (ready && values != Py_None) ready = inputs_acquire(state, values, &inputs) == 0;
+  if (ready && handle_enter(state, &self->lock) < 0) {
     inputs_release(&inputs);
+    ready = 0;
+  }
+  if (!ready) {
+    names_release(&layers);
     names_release(&excluded_layers);
     return NULL;
   }
@@ -540,6 +556,7 @@ static PyObject *round_with(PyObject *object, PyObject *args, round_fn round) {
   PyEval_RestoreThread(context.thread);
   handle_leave(&self->lock);
   inputs_release(&inputs);
+  names_release(&layers);
   names_release(&excluded_layers);
   if (PyErr_Occurred()) {  // what the callback or a signal handler raised
     hs_rounding_report_free(report);

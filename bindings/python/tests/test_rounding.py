@@ -91,6 +91,65 @@ def test_iterations_out_of_range_are_refused(model, data):
             model.adaround(data, method="gradient", iterations=count)
 
 
+def test_layers_have_widths_of_their_own(model, data):
+    names = [layer.name for layer in model.inspect()]
+    layers = model.adaround(data, layer_bits={names[0]: 8, names[-1]: 3}, config="default")
+    assert [layer.bits for layer in layers] == [8] + [4] * (len(names) - 2) + [3]
+    sim = halfstep.QuantizationSimModel(model, config="default")
+    assert [sim.encoding(layer.weight).bits for layer in layers] == [layer.bits for layer in layers]
+
+
+def test_layer_widths_are_checked(model, data):
+    before = model.to_bytes()
+    with pytest.raises(halfstep.UnknownNameError, match="no layer with weights is named 'nobody'"):
+        model.adaround(data, layer_bits={"nobody": 8})
+    name = model.inspect()[0].name
+    for bits in (1, 17, 300):
+        with pytest.raises(halfstep.InvalidArgumentError, match="layer_bits"):
+            model.adaround(data, layer_bits={name: bits})
+    assert model.to_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("gradient", {"reg_param": 10.0}),
+        ("gradient", {"reg_param": 0.0}),
+        ("gradient", {"warm_start": 0.9}),
+        ("gradient", {"warm_start": 0.0}),
+        ("gradient", {"beta_range": (4, 2)}),
+        ("sequential_mse", {"num_candidates": 5}),
+    ],
+)
+def test_constants_change_what_a_method_makes(model, data, method, options):
+    results = []
+    for given in ({}, options):
+        copy = model.copy()
+        # Strong enough for every constant to tell in few steps.
+        common = {"iterations": 400, "reg_param": 1.0} if method == "gradient" else {}
+        copy.adaround(data, method=method, **(common | given))
+        results.append(copy.to_bytes())
+    assert results[0] != results[1]
+
+
+def test_constants_out_of_range_are_refused(model, data):
+    for name, value in (
+        ("reg_param", -1.0),
+        ("reg_param", float("nan")),
+        ("reg_param", 1e9),
+        ("warm_start", 1.0),
+        ("warm_start", -0.1),
+        ("beta_range", (0.5, 2)),
+        ("beta_range", (20, 2000)),
+        ("beta_range", (20,)),
+    ):
+        with pytest.raises(halfstep.InvalidArgumentError):
+            model.adaround(data, method="gradient", **{name: value})
+    for count in (0, 1001):
+        with pytest.raises(halfstep.InvalidArgumentError, match="candidates"):
+            model.adaround(data, method="sequential_mse", num_candidates=count)
+
+
 def test_bias_correction_keeps_weights(model, data):
     before = model.initializers
     layers = model.correct_biases(data, param_bits=4)

@@ -347,6 +347,11 @@ class Model:
         floor_or_ceil: bool = False,
         iterations: int | None = None,
         block_size: int | None = None,
+        reg_param: float = 0.01,
+        beta_range: tuple[float, float] = (20, 2),
+        warm_start: float = 0.2,
+        num_candidates: int = 20,
+        layer_bits: Mapping[str, int] | None = None,
         cache: str | os.PathLike[str] | None = None,
         progress: bool | Progress = False,
     ) -> tuple[RoundedLayer, ...]:
@@ -397,6 +402,16 @@ class Model:
             Input channels that share a scale, in weights of convolutions, Gemm and MatMul that the
             configuration quantizes per channel; None means all of a channel. The last block may be
             smaller. Give `QuantizationSimModel` the same.
+        reg_param : float
+            Weight of the regularizer with which ``"gradient"`` pushes weights to the grid.
+        beta_range : pair of float
+            Exponent of the regularizer when it sets in and at the end, 1 to 1,000.
+        warm_start : float
+            Share of the steps without the regularizer, less than 1.
+        num_candidates : int
+            Fractions of the range that ``"sequential_mse"`` tries.
+        layer_bits : dict of str to int, optional
+            Widths of single layers' weights by node name; `param_bits` for all others.
         cache : str, path or None
             Folder, made if it is not there, in which the result of each layer is kept under a hash
             of all that it depends on: a cancelled run goes on where it ended, and one with another
@@ -455,6 +470,11 @@ class Model:
             0 if iterations is None else iterations,
             block_size,
             cache,
+            reg_param,
+            beta_range,
+            warm_start,
+            num_candidates,
+            layer_bits,
         )
         if iterations is not None and not 1 <= iterations < 2**31:
             raise InvalidArgumentError(f"iterations: expected 1 or more, got {iterations}")

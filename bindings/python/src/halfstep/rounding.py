@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ._progress import Reporter
@@ -50,6 +51,28 @@ class Settings(NamedTuple):
     iterations: int
     block_size: int | None
     cache: str | os.PathLike[str] | None
+    reg_param: float = 0.01
+    beta_range: Sequence[float] = (20, 2)
+    warm_start: float = 0.2
+    num_candidates: int = 20
+    layer_bits: Mapping[str, int] | None = None
+
+    def constants(self) -> tuple[float, float, float, float, int]:
+        """Give what gradient descent and the search of scales work with, as the engine takes it."""
+        if len(self.beta_range) != 2:
+            raise InvalidArgumentError(f"beta_range: expected two numbers, got {self.beta_range}")
+        # The engine's zeros are defaults, and its negative numbers none.
+        for name, value in (("reg_param", self.reg_param), ("warm_start", self.warm_start)):
+            if not value >= 0:
+                raise InvalidArgumentError(f"{name}: expected 0 or more, got {value}")
+        for name, given in (
+            ("beta_range", min(self.beta_range)),
+            ("num_candidates", self.num_candidates),
+        ):
+            if not 1 <= given <= 1000:
+                raise InvalidArgumentError(f"{name}: expected 1 to 1000, got {given}")
+        start, end = self.beta_range
+        return (self.reg_param or -1.0, start, end, self.warm_start or -1.0, self.num_candidates)
 
 
 def _joined(data: Any, infos: tuple[Any, ...]) -> dict[str, Any]:
@@ -92,6 +115,10 @@ def round_model(
     for name, value in {**limits, **widths}.items():
         if not 1 <= value < 2**62 or (name in widths and value > 32):
             raise InvalidArgumentError(f"{name}: expected 1 or more, got {value}")
+    layer_bits = dict(settings.layer_bits or {})
+    for name, value in layer_bits.items():
+        if not 2 <= value <= 16:
+            raise InvalidArgumentError(f"layer_bits: '{name}': expected 2 to 16, got {value}")
     config = None if settings.config is None else os.fspath(settings.config)
     values = None if data is None else _joined(data, infos)
     with Reporter(progress, what, "layer") as report:
@@ -110,6 +137,9 @@ def round_model(
             settings.floor_or_ceil,
             settings.iterations,
             block_size_of(settings.block_size),
+            *settings.constants(),
+            tuple(layer_bits),
+            array("i", layer_bits.values()).tobytes(),
             None if settings.cache is None else os.fspath(settings.cache),
             report,
         )

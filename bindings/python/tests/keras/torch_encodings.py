@@ -59,82 +59,7 @@ class Tokens(nn.Module):
         return self.head(x * self.sigmoid(y))
 
 
-class SelfAttention(nn.Module):
-    """Attention of two heads, written out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.query, self.key, self.value = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
-        self.output = nn.Linear(8, 8)
-
-    def forward(self, x):
-        """Return eight values for each token."""
-        q, k, v = (
-            one(x).reshape(-1, 6, 2, 4).permute(0, 2, 1, 3)
-            for one in (self.query, self.key, self.value)
-        )
-        weights = torch.softmax((q * 4**-0.5) @ k.transpose(-1, -2), -1)
-        return self.output((weights @ v).permute(0, 2, 1, 3).reshape(-1, 6, 8))
-
-
-class Attention(nn.Module):
-    """A block of a transformer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(8, eps=1e-3)
-        self.attention = SelfAttention()
-        self.fc1, self.gelu, self.fc2 = nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8)
-        self.head = nn.Linear(8, 4)
-
-    def forward(self, x):
-        """Return four values for each token."""
-        x = x + self.attention(self.norm(x))
-        return self.head(x + self.fc2(self.gelu(self.fc1(x))))
-
-
-class Separable(nn.Module):
-    """A depthwise and a pointwise convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv1d(6, 6, 3, padding=1, groups=6, bias=False)
-        self.pointwise = nn.Conv1d(6, 8, 1)
-
-    def forward(self, x):
-        """Return the signal of eight channels."""
-        return self.pointwise(self.depthwise(x))
-
-
-class Signals(nn.Module):
-    """Convolutions of one axis, a concatenation, other activations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(4, 6, 3, padding=1)
-        self.leaky = nn.LeakyReLU(0.1)
-        self.separable = Separable()
-        self.bn = nn.BatchNorm1d(8, eps=1e-3)
-        self.elu = nn.ELU()
-        self.pool = nn.AvgPool1d(2)
-        self.side = nn.Conv1d(8, 3, 1)
-        self.mean = nn.AdaptiveAvgPool1d(1)
-        self.flatten = nn.Flatten()
-        self.head = nn.Linear(11, 5)
-
-    def forward(self, x):
-        """Return five probabilities."""
-        x = self.pool(self.elu(self.bn(self.separable(self.leaky(self.conv(x))))))
-        x = self.mean(torch.cat([x, self.side(x)], 1))
-        return torch.softmax(self.head(self.flatten(x)), -1)
-
-
-NETWORKS = {
-    "pictures": Pictures,
-    "tokens": Tokens,
-    "attention": Attention,
-    "signals": Signals,
-}
+NETWORKS = {"pictures": Pictures, "tokens": Tokens}
 #: Folding and equalization, scheme, widths of weights, configuration.
 SETTINGS = {
     "plain": ("none", "min_max", 8, None),
@@ -142,7 +67,6 @@ SETTINGS = {
     "equalized": ("equalize", "sqnr", 8, "default"),
     "narrow": ("fold", "mse", 4, None),
 }
-OFTEN = ("folded", "equalized")
 
 
 def main(folder: pathlib.Path) -> None:
@@ -151,8 +75,6 @@ def main(folder: pathlib.Path) -> None:
         given = dict(np.load(folder / f"{name}.npz"))
         data = torch.from_numpy(given.pop("data"))
         for setting, (change, scheme, bits, config) in SETTINGS.items():
-            if name in ("attention", "signals") and setting not in OFTEN:
-                continue
             model = make().eval()
             state = {key: torch.from_numpy(value) for key, value in given.items()}
             model.load_state_dict(state, strict=False)

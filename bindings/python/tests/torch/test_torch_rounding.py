@@ -218,9 +218,16 @@ def test_errors_leave_the_model_and_the_folder(network, data, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileAccessError):
         apply_adaround(network, data[0], AdaroundParameters(data, 1), tmp_path / "file", "net")
-    for wrong in ({"num_batches": 0}, {"default_reg_param": 0.1}, {"default_warm_start": 0.5}):
-        with pytest.raises(InvalidArgumentError, match=next(iter(wrong))):
-            AdaroundParameters(data, **({"num_batches": 1} | wrong))
+    with pytest.raises(InvalidArgumentError, match="num_batches"):
+        AdaroundParameters(data, num_batches=0)
+    for name, value in (
+        ("reg_param", -1),
+        ("beta_range", (20, 0.5)),
+        ("warm_start", 1.0),
+    ):
+        params = AdaroundParameters(data, 2, 10, **{f"default_{name}": value})
+        with pytest.raises(InvalidArgumentError, match=name.replace("_", "[_ ]")):
+            apply_adaround(network, data[0], params, tmp_path, "net", progress=False)
     with pytest.raises(InvalidStateError, match="has quantizers"):
         sim = QuantizationSimModel(network, data[0])
         run(sim.model, data, tmp_path)
@@ -255,7 +262,7 @@ def test_sequential_mse_sets_and_keeps_the_grids_of_a_simulation(
 def test_sequential_mse_refuses(network, data):
     sim = QuantizationSimModel(network, data[0][:1], default_param_bw=4)
     with pytest.raises(InvalidArgumentError, match="num_candidates"):
-        apply_seq_mse(sim, data, 7)
+        apply_seq_mse(sim, data, 0)
     with pytest.raises(EmptyStatisticsError):
         apply_seq_mse(sim, [])
     with pytest.raises(UnknownNameError):

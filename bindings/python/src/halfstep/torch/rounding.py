@@ -33,7 +33,7 @@ from .folding import _LiveModel
 from .quantizer import Quantizer
 from .simulation import QuantizationSimModel
 
-#: AIMET's constants of gradient AdaRound, which are the engine's.
+#: AIMET's constants of gradient AdaRound.
 _REGULARIZATION, _BETA, _WARM_START = 0.01, (20, 2), 0.2
 
 
@@ -50,7 +50,7 @@ class AdaroundParameters:
     default_num_iterations : int, optional
         Steps of gradient descent for each layer; if given, ``method="auto"`` is ``"gradient"``.
     default_reg_param, default_beta_range, default_warm_start : float, pair of int, float
-        The paper's constants. The engine has AIMET's; other values are refused.
+        The paper's constants, of gradient descent alone.
     forward_fn : callable, optional
         Called with the model and a batch, to run it. By default the batch goes in; of a tuple the
         first item if the model has one input.
@@ -67,13 +67,6 @@ class AdaroundParameters:
     def __post_init__(self) -> None:
         if self.num_batches < 1:
             raise InvalidArgumentError(f"num_batches: expected 1 or more, got {self.num_batches}")
-        for name, given, known in (
-            ("default_reg_param", self.default_reg_param, _REGULARIZATION),
-            ("default_beta_range", tuple(self.default_beta_range), _BETA),
-            ("default_warm_start", self.default_warm_start, _WARM_START),
-        ):
-            if given != known:
-                raise InvalidArgumentError(f"{name}: expected {known}, got {given}")
 
 
 @dataclass(frozen=True)
@@ -138,8 +131,7 @@ def apply_adaround(
     default_param_bw : int
         Width of weights, 2 to 16.
     param_bw_override_list : iterable of (torch.nn.Module, int), optional
-        Layers with other widths. Each width is rounded in a turn of its own, the commonest first,
-        and finds the weights of the turns before it rounded.
+        Layers with other widths; every layer finds those before it rounded to theirs.
     ignore_quant_ops_list : iterable of torch.nn.Module, optional
         Layers that stay in float.
     default_quant_scheme : str
@@ -195,6 +187,9 @@ def apply_adaround(
     if params.default_num_iterations is not None:
         options.setdefault("iterations", params.default_num_iterations)
         method = "gradient" if method == "auto" else method
+    options.setdefault("reg_param", params.default_reg_param)
+    options.setdefault("beta_range", tuple(params.default_beta_range))
+    options.setdefault("warm_start", params.default_warm_start)
     work = _Work(model, dummy_input)
     values = gather(work.network, model, params.data_loader, params.num_batches, params.forward_fn)
     options |= {
@@ -234,7 +229,7 @@ def apply_seq_mse(
     data_loader : iterable
         Batches of unlabeled data.
     num_candidates : int
-        Scales that are tried; the engine tries AIMET's 20.
+        Scales that are tried.
     forward_fn : callable, optional
         Called with the model and a batch, to run it.
     modules_to_exclude : iterable of torch.nn.Module, optional
@@ -252,8 +247,6 @@ def apply_seq_mse(
     UnknownNameError, CancelledError
         The simulation is then as it was.
     """
-    if num_candidates != 20:
-        raise InvalidArgumentError(f"num_candidates: expected 20, got {num_candidates}")
     if len(sim._parts) != 1 or sim._parts[0].place:
         raise UnsupportedOperatorError("rounding needs the network's graph, not separate modules")
     part = sim._parts[0]
@@ -267,6 +260,7 @@ def apply_seq_mse(
     changed = part.network.bound(part.original)
     options |= {
         "method": "sequential_mse",
+        "num_candidates": num_candidates,
         "quant_scheme": part.options["quant_scheme"],
         "config": part.options["config"],
         "percentile": part.options["percentile"],
@@ -280,7 +274,7 @@ def apply_seq_mse(
             excluded.append(node)
         elif quantizer is not None and quantizer.bits != usual:
             overrides.append((node, quantizer.bits))
-    rounded = _turns(changed, values, usual, overrides, excluded, options, progress)
+    rounded = _by_width(changed, values, usual, overrides, excluded, options, progress)
     for bits, layers in rounded.items():
         found = _simulation(changed, bits, options)
         for layer in layers:
@@ -416,7 +410,7 @@ class _Work(_LiveModel):
     ) -> dict[int, tuple[RoundedLayer, ...]]:
         """Round the engine's model; return what became of layers, by width."""
         widths = [(op, bits) for layer, bits in overrides for op in self.operators([layer])]
-        return _turns(self.changed, values, param_bits, widths, ignored, options, progress)
+        return _by_width(self.changed, values, param_bits, widths, ignored, options, progress)
 
     def write_back(self, folded: Set[str] = frozenset()) -> None:
         """Give the module the weights and biases that the engine's model holds now."""
@@ -431,7 +425,7 @@ class _Work(_LiveModel):
                     state[name].copy_(torch.from_numpy(value.copy()).reshape(state[name].shape))
 
 
-def _turns(
+def _by_width(
     model: Model,
     values: dict[str, np.ndarray],
     usual: int,
@@ -440,20 +434,19 @@ def _turns(
     options: dict[str, Any],
     progress: bool | Progress,
 ) -> dict[int, tuple[RoundedLayer, ...]]:
-    """Round with each width in turn; the operators of the others stay as they are meanwhile."""
-    width = dict(overrides)
-    result = {}
-    for bits in dict.fromkeys((usual, *width.values())):
-        others = [op for op, own in width.items() if own != bits]
-        if bits != usual:
-            others += [layer.name for layer in result[usual] if layer.name not in width]
-        result[bits] = model.adaround(
-            values,
-            bits,
-            **options,
-            excluded_layers=[*ignored, *others],
-            progress=progress,
-        )
+    """Round with the usual width and those of single operators; results by width."""
+    weighted = {layer.name for layer in model.inspect()}
+    layers = model.adaround(
+        values,
+        usual,
+        **options,
+        layer_bits={name: bits for name, bits in overrides if name in weighted},
+        excluded_layers=ignored,
+        progress=progress,
+    )
+    result: dict[int, tuple[RoundedLayer, ...]] = {usual: ()}
+    for layer in layers:
+        result[layer.bits] = (*result.get(layer.bits, ()), layer)
     return result
 
 
