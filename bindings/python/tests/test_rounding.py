@@ -91,6 +91,54 @@ def test_iterations_out_of_range_are_refused(model, data):
             model.adaround(data, method="gradient", iterations=count)
 
 
+def rounded(model, data, method, **options):
+    """Round a copy in any of the ways there are; its bytes."""
+    copy = model.copy()
+    if method == "biases":
+        copy.correct_biases(data, param_bits=4, **options)
+    elif method == "analytic":
+        copy.correct_biases(None, param_bits=4, **options)
+    elif method == "data-free":
+        copy.adaround(None, **options)
+    else:
+        if method == "gradient":
+            options["iterations"] = 200
+        copy.adaround(data, method=method, **options)
+    return copy.to_bytes()
+
+
+WAYS = ("auto", "gram", "gradient", "sequential_mse", "data-free", "biases", "analytic")
+
+
+@pytest.mark.parametrize("method", WAYS)
+def test_threads_do_not_matter(model, data, method):
+    threads = halfstep.thread_count()
+    results = []
+    try:
+        for count in (1, 2):
+            halfstep.set_thread_count(count)
+            results.append(rounded(model, data, method))
+    finally:
+        halfstep.set_thread_count(threads)
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("method", ("gradient", "sequential_mse", "biases"))
+def test_batches_do_not_matter_to_other_methods(model, data, method):
+    whole = rounded(model, data, method)
+    assert rounded(model, [data[:3], data[3:]], method) == whole
+    assert rounded(model, iter(np.split(data, 5)), method) == whole
+
+
+@pytest.mark.parametrize("method", ("auto", "gradient", "sequential_mse", "biases"))
+def test_cancelled_and_resumed_runs_end_alike(model, data, method, tmp_path):
+    whole = rounded(model, data, method)
+    with pytest.raises(halfstep.CancelledError):
+        rounded(model, data, method, cache=tmp_path, progress=lambda done, total: done < 2)
+    assert len(list(tmp_path.iterdir())) >= 1
+    assert rounded(model, data, method, cache=tmp_path) == whole
+
+
 def test_layers_have_widths_of_their_own(model, data):
     names = [layer.name for layer in model.inspect()]
     layers = model.adaround(data, layer_bits={names[0]: 8, names[-1]: 3}, config="default")
