@@ -55,5 +55,6 @@ void test_nulls(void);
 void test_views(void);
 void test_jobs(void);
 void test_pruning(void);
+void test_rounding(void);
 
 #endif

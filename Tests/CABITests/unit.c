@@ -52,11 +52,8 @@ int main(int argc, char **argv) {
   struct {
     const char *name;
     void (*run)(void);
-  } tests[] = {{"layout", test_layout},
-               {"nulls", test_nulls},
-               {"views", test_views},
-               {"jobs", test_jobs},
-               {"pruning", test_pruning}};
+  } tests[] = {{"layout", test_layout}, {"nulls", test_nulls},     {"views", test_views},
+               {"jobs", test_jobs},     {"pruning", test_pruning}, {"rounding", test_rounding}};
   for (size_t index = 0; index < sizeof tests / sizeof *tests; ++index) {
     int before = checks;
     int failed = failures;
