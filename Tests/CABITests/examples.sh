@@ -55,6 +55,14 @@ run compress-swift .build/examples-swift/release/compress
 python=${PYTHON:-}
 if [ -n "$python" ] && [ -f examples/python/quantize.py ]; then
   run python "$python" examples/python/quantize.py
+  # With data, again from what the first run kept, and without data.
+  rm -rf "$out/rounding"
+  mkdir -p "$out/rounding"
+  for given in "$data" "$data" ""; do
+    "$python" examples/python/round_weights.py "$model" "$out/rounding" ${given:+"$given"} \
+      > "$out/rounding.log" 2>&1 \
+      || { echo "examples: round_weights failed:" >&2; cat "$out/rounding.log" >&2; exit 1; }
+  done
 else
   echo "examples: Python is skipped: PYTHON does not name an interpreter that has halfstep"
 fi
