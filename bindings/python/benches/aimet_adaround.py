@@ -5,7 +5,8 @@
 For each layer both run AdaRound on that layer alone, W4 per channel, with ``--few`` and with
 ``--iterations`` iterations; the difference over the number of iterations between them is what one
 costs, without what comes before the first. AIMET takes 32 samples an iteration, its default,
-Halfstep 512 output positions (see ``AdaRoundOptions``). A whole network is extrapolated as the sum
+Halfstep 256 output positions from all over the data, or all of them by their moments (see
+``AdaRoundOptions``). A whole network is extrapolated as the sum
 over the measured layers of ``--network-iterations`` iterations each, for both; ``gram`` is measured
 as it is.
 

@@ -32,6 +32,8 @@ class Setting(NamedTuple):
     scheme: str = "sqnr"
     equalize: bool = True
     block_size: int | None = None
+    #: How many photos further on the ones to calibrate lie: another split of the same 500.
+    shift: int = 0
     arguments: dict[str, Any] = {}
 
 
@@ -68,6 +70,15 @@ SETTINGS: dict[str, Setting] = {
         "lite0", 4, "gram", scheme="min_max", equalize=False
     ),
     "lite0: W4A8 per channel, auto": Setting("lite0", 4, "auto"),
+    "lite0: W4A8 per channel, auto, min_max": Setting("lite0", 4, "auto", scheme="min_max"),
+    "lite0: W4A8 per channel, gradient": Setting("lite0", 4, "gradient"),
+    **{
+        f"lite0, photos shifted by {shift}: W4A8 per channel, {method}, min_max": Setting(
+            "lite0", 4, method, scheme="min_max", shift=shift
+        )
+        for shift in (2, 4, 6)
+        for method in ("gram", "auto")
+    },
     "lite0: W3A8 per channel, nearest": Setting("lite0", 3, "nearest"),
     "lite0: W3A8 per channel, gram": Setting("lite0", 3, "gram"),
     "lite0: W3A8 per channel, auto": Setting("lite0", 3, "auto"),
@@ -103,13 +114,28 @@ SETTINGS: dict[str, Setting] = {
 }
 
 
-def load(network: str, folder: Path, *, calibration: bool) -> tuple[dict, np.ndarray | None]:
+def shifted(file, shift: int, *, calibration: bool) -> tuple[dict, np.ndarray | None]:
+    """Divide the photos of both parts in another way, as many to each."""
+    old = np.concatenate([file["calib_indices"], file["image_indices"]])
+    chosen = file["calib_indices"] + shift
+    wanted = chosen if calibration else np.setdiff1d(np.arange(len(old)), chosen)
+    places = np.argsort(old)[wanted]
+    images = np.concatenate([file["calib"], file["images"]])[places]
+    labels = np.concatenate([file["calib_labels"], file["labels"]])[places]
+    return {"image": images}, None if calibration else labels
+
+
+def load(
+    network: str, folder: Path, *, calibration: bool, shift: int = 0
+) -> tuple[dict, np.ndarray | None]:
     """Read the inputs to calibrate, or those to test with their labels if there are any."""
     name = {"lite0": "photos500"}.get(network, network)
     with np.load(folder / f"{name}.npz") as file:  # reads what is asked for only
         if network == "minilm":
             prefix = "calib_" if calibration else ""
             return {key: file[prefix + key] for key in ("ids", "mask")}, None
+        if shift:
+            return shifted(file, shift, calibration=calibration)
         if calibration:
             return {"image": file["calib"]}, None
         return {"image": file["images"]}, file["labels"]
@@ -156,7 +182,7 @@ def measure(setting: Setting, model_path: Path, folder: Path) -> dict[str, Any]:
     import halfstep
 
     # While rounding, this process holds nothing but the model and the calibration data.
-    calibration, _ = load(setting.network, folder, calibration=True)
+    calibration, _ = load(setting.network, folder, calibration=True, shift=setting.shift)
     reference = halfstep.Model.load(model_path)
     model = reference.copy()
     model.fold_batch_norms()
@@ -197,8 +223,8 @@ def measure(setting: Setting, model_path: Path, folder: Path) -> dict[str, Any]:
         block_size=setting.block_size,
     )
     sim.compute_encodings(cut(calibration), progress=False)
-    test, labels = load(setting.network, folder, calibration=False)
-    wanted_path = folder / f".{setting.network}-reference.npy"
+    test, labels = load(setting.network, folder, calibration=False, shift=setting.shift)
+    wanted_path = folder / f".{setting.network}-{setting.shift}-reference.npy"
     if wanted_path.exists():
         wanted = np.load(wanted_path)
     else:
