@@ -32,9 +32,18 @@ extension AdaRoundRounder {
       return refinement
     }()
 
-    /// Whether a layer may be refined.
+    /// Whether a layer may be refined, before its rows are gathered.
     func admits(_ problem: LayerProblem) -> Bool {
-      includesLinear || problem.following != .identity
+      guard includesLinear || problem.following != .identity else { return false }
+      return problem.options.maximumRows >= rowsPerColumn * problem.layer.layout.columns
+    }
+
+    /// Rows that a layer learns from at most: as many as make its columns admissible, and some
+    /// thousands; a brief descent sees each a few times.
+    func rowLimit(_ problem: LayerProblem) -> Int {
+      let most = problem.options.maximumRows
+      if rowsPerColumn == 0 { return most }
+      return min(most, max(8192, rowsPerColumn * problem.layer.layout.columns))
     }
   }
 

@@ -94,7 +94,7 @@ package struct AdaRoundRounder: LayerRounder {
     _ problem: LayerProblem, _ solver: AdaRoundSolver, isHeldOut: Bool
   ) throws(HalfstepError) -> ReconstructionRows {
     let layout = solver.layout
-    let limit = isHeldOut ? problem.options.heldOutRows : problem.options.maximumRows
+    let limit = isHeldOut ? problem.options.heldOutRows : refinement.rowLimit(problem)
     // Pieces round their shares up.
     let rows = try ReconstructionRows(
       layout, capacity: limit + problem.chunkCount,
@@ -105,10 +105,10 @@ package struct AdaRoundRounder: LayerRounder {
     for chunk in 0..<problem.chunkCount {
       if problem.chunkCount > 1, problem.isHeldOut(chunk) != isHeldOut { continue }
       try problem.progress(0)
-      guard let panel = try problem.panel(chunk, limit: limit, isHeldOut: isHeldOut) else {
-        continue
+      try problem.forEachPanel(chunk, limit: limit, isHeldOut: isHeldOut) {
+        (panel) throws(HalfstepError) in
+        try append(panel, to: rows, solver.loss, weight: weight, alpha: alpha, bias: bias)
       }
-      try append(panel, to: rows, solver.loss, weight: weight, alpha: alpha, bias: bias)
     }
     try rows.finish()
     return rows

@@ -16,17 +16,21 @@ extension LayerProblem {
     package let reference: [Float]
   }
 
-  /// Gathers rows of a piece.
+  /// Floats of one of a panel's matrices at most, but for layers whose rows are longer.
+  private static let panelCapacity = 1 << 22
+
+  /// Gathers rows of a piece, some at a time, so that no more than a few dozen megabytes are held.
   ///
   /// - Parameters:
   ///   - chunk: Which piece, below `chunkCount`.
   ///   - limit: Rows of all pieces together that are wanted at most, 1 or more.
   ///   - choice: Rows to learn from (false), to validate on (true), or both (nil).
-  /// - Returns: The rows, or nil if the piece has none.
-  /// - Throws: What `inputs` and `unfolding` throw.
-  package func panel(
-    _ chunk: Int, limit: Int, isHeldOut choice: Bool?
-  ) throws(HalfstepError) -> Panel? {
+  ///   - body: Gets the rows in their order.
+  /// - Throws: What `inputs`, `unfolding` and the body throw.
+  package func forEachPanel(
+    _ chunk: Int, limit: Int, isHeldOut choice: Bool?,
+    _ body: (Panel) throws(HalfstepError) -> Void
+  ) throws(HalfstepError) {
     let inputs = try inputs(chunk)
     let unfolding = try unfolding(inputs.quantized.shape)
     var chosen: [Int] = []
@@ -36,27 +40,36 @@ extension LayerProblem {
     if choice != false {
       chosen += rows(chunk, of: unfolding.rowCount, isHeldOut: true, limit: limit)
     }
-    if chosen.isEmpty { return nil }
-    let table = unfolding.table(chosen)
     let (groups, columns) = (unfolding.groups, unfolding.columns)
-    func gather(_ tensor: Tensor) throws(HalfstepError) -> [Float] {
-      try tensor.withFloats { (values) throws(HalfstepError) in
-        [Float](unsafeUninitializedCapacity: groups * columns * table.count) { panel, filled in
-          filled = groups * columns * table.count
-          guard let from = values.baseAddress, let to = panel.baseAddress else { return }
-          nonisolated(unsafe) let (source, target) = (from, to)
-          Parallel.forEachRange(groups, grain: 1) { _, range in
-            for group in range {
-              unfolding.gather(
-                table, group: group, from: source, into: target + group * columns * table.count,
-                stride: table.count)
-            }
+    let height = max(32, Self.panelCapacity / max(groups * columns, 1))
+    for start in stride(from: 0, to: chosen.count, by: height) {
+      let table = unfolding.table(Array(chosen[start..<min(start + height, chosen.count)]))
+      try body(
+        Panel(
+          count: table.count, columns: columns,
+          quantized: try Self.gather(inputs.quantized, unfolding, table),
+          reference: try Self.gather(inputs.reference, unfolding, table)))
+    }
+  }
+
+  /// The rows of a tensor, `[groups, columns, count]`.
+  private static func gather(
+    _ tensor: Tensor, _ unfolding: LayerUnfolding, _ table: LayerUnfolding.RowTable
+  ) throws(HalfstepError) -> [Float] {
+    let (groups, columns) = (unfolding.groups, unfolding.columns)
+    return try tensor.withFloats { (values) throws(HalfstepError) in
+      [Float](unsafeUninitializedCapacity: groups * columns * table.count) { panel, filled in
+        filled = groups * columns * table.count
+        guard let from = values.baseAddress, let to = panel.baseAddress else { return }
+        nonisolated(unsafe) let (source, target) = (from, to)
+        Parallel.forEachRange(groups, grain: 1) { _, range in
+          for group in range {
+            unfolding.gather(
+              table, group: group, from: source, into: target + group * columns * table.count,
+              stride: table.count)
           }
         }
       }
     }
-    return Panel(
-      count: table.count, columns: columns, quantized: try gather(inputs.quantized),
-      reference: try gather(inputs.reference))
   }
 }

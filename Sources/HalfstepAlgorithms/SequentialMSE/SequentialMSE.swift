@@ -101,17 +101,16 @@ package struct SequentialMSERounder: LayerRounder {
     for chunk in 0..<problem.chunkCount {
       try problem.progress(0.8 * Double(chunk) / Double(problem.chunkCount))
       if !options.usesAllRows, problem.chunkCount > 1, problem.isHeldOut(chunk) { continue }
-      guard
-        let panel = try problem.panel(
-          chunk, limit: problem.options.maximumRows,
-          isHeldOut: options.usesAllRows ? nil : false)
-      else { continue }
-      let tested = options.symmetry == .float ? panel.reference : panel.quantized
-      if usesGram {
-        try search.addGrams(of: tested, rows: panel.count, to: &grams)
-      } else {
-        let wanted = options.symmetry == .quantized ? panel.quantized : panel.reference
-        try search.add(wanted: wanted, tested: tested, rows: panel.count, to: &sums)
+      try problem.forEachPanel(
+        chunk, limit: problem.options.maximumRows, isHeldOut: options.usesAllRows ? nil : false
+      ) { (panel) throws(HalfstepError) in
+        let tested = options.symmetry == .float ? panel.reference : panel.quantized
+        if usesGram {
+          try search.addGrams(of: tested, rows: panel.count, to: &grams)
+        } else {
+          let wanted = options.symmetry == .quantized ? panel.quantized : panel.reference
+          try search.add(wanted: wanted, tested: tested, rows: panel.count, to: &sums)
+        }
       }
     }
     if usesGram { try search.evaluate(grams, &sums) }

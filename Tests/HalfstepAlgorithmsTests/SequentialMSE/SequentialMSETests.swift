@@ -112,23 +112,23 @@ import Testing
       func loss(_ weight: Tensor) throws -> [Double] {
         var sums = [Double](repeating: 0, count: layout.outputChannels)
         for chunk in 0..<problem.chunkCount where !problem.isHeldOut(chunk) {
-          guard let panel = try problem.panel(chunk, limit: 1 << 15, isHeldOut: false) else {
-            continue
-          }
-          for group in 0..<layout.groups {
-            let float = try problem.weight.withFloats { layout.matrix(of: $0, group: group) }
-            let trial = try weight.withFloats { layout.matrix(of: $0, group: group) }
-            for output in 0..<layout.outputsPerGroup {
-              for row in 0..<panel.count {
-                var error = 0.0
-                for column in 0..<layout.columns {
-                  let place = output * layout.columns + column
-                  error +=
-                    Double(float[place] - trial[place])
-                    * Double(
-                      panel.quantized[(group * layout.columns + column) * panel.count + row])
+          try problem.forEachPanel(chunk, limit: 1 << 15, isHeldOut: false) {
+            (panel) throws(HalfstepError) in
+            for group in 0..<layout.groups {
+              let float = try problem.weight.withFloats { layout.matrix(of: $0, group: group) }
+              let trial = try weight.withFloats { layout.matrix(of: $0, group: group) }
+              for output in 0..<layout.outputsPerGroup {
+                for row in 0..<panel.count {
+                  var error = 0.0
+                  for column in 0..<layout.columns {
+                    let place = output * layout.columns + column
+                    error +=
+                      Double(float[place] - trial[place])
+                      * Double(
+                        panel.quantized[(group * layout.columns + column) * panel.count + row])
+                  }
+                  sums[group * layout.outputsPerGroup + output] += error * error
                 }
-                sums[group * layout.outputsPerGroup + output] += error * error
               }
             }
           }
