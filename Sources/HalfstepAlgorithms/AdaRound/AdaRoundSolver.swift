@@ -157,23 +157,31 @@ package struct AdaRoundSolver {
     return sum / Double(rows.count)
   }
 
-  /// Gradient of the mean loss with respect to the weights, for tests.
+  /// Gradient of the mean loss with respect to the weights.
   package func gradient(
     at weights: [Float], rows: ReconstructionRows
   ) throws(HalfstepError) -> [Float] {
-    let products = try Buffer(rows.count * layout.outputStride)
+    var total = [Float](repeating: 0, count: weights.count)
+    if rows.count == 0 { return total }
+    let batch = min(1024, rows.count)
+    let products = try Buffer(batch * layout.outputStride)
     let copy = try Buffer(weights.count)
     let gradient = try Buffer(weights.count)
     defer { withExtendedLifetime((products, copy, gradient)) {} }
     for index in weights.indices { copy.start[index] = weights[index] }
-    try rows.rows(0, rows.count) { (inputs) throws(HalfstepError) in
-      try multiply(inputs, rows.count, UnsafePointer(copy.start), into: products.start)
-      _ = loss.evaluate(
-        products.start, targets: inputs + layout.inputStride, targetStride: rows.stride,
-        rows: rows.count, gradient: true)
-      try accumulate(inputs, rows.count, products.start, into: gradient.start)
+    for start in stride(from: 0, to: rows.count, by: batch) {
+      let count = min(batch, rows.count - start)
+      try rows.rows(start, count) { (inputs) throws(HalfstepError) in
+        try multiply(inputs, count, UnsafePointer(copy.start), into: products.start)
+        _ = loss.evaluate(
+          products.start, targets: inputs + layout.inputStride, targetStride: rows.stride,
+          rows: count, gradient: true)
+        try accumulate(inputs, count, products.start, into: gradient.start)
+      }
+      let share = Float(count) / Float(rows.count)
+      for index in total.indices { total[index] += share * gradient.start[index] }
     }
-    return weights.indices.map { gradient.start[$0] }
+    return total
   }
 
   /// Moves the bias to where the loss of given weights is least, by some steps of Newton's method.
