@@ -27,9 +27,9 @@ run() {
 cc -std=c11 -Wall -Wextra -Werror examples/c/main.c -o "$out/quantize-c" \
   $(pkg-config --cflags --libs halfstep)
 run c "$out/quantize-c"
-cc -std=c11 -Wall -Wextra -Werror examples/c/compress.c -o "$out/compress-c" \
+cc -std=c11 -Wall -Wextra -Werror examples/c/compress.c -o "$out/compressor-c" \
   $(pkg-config --cflags --libs halfstep)
-run compress-c "$out/compress-c"
+run compress-c "$out/compressor-c"
 
 if command -v cmake > /dev/null; then
   cmake -S examples/cpp -B "$out/cpp-build" -DCMAKE_PREFIX_PATH="$stage" > "$out/cmake.log" 2>&1 \
@@ -42,9 +42,9 @@ else
   c++ -std=c++17 -Wall -Wextra -Werror examples/cpp/main.cpp -o "$out/quantize-cpp" \
     $(pkg-config --cflags --libs halfstep)
   run cpp "$out/quantize-cpp"
-  c++ -std=c++17 -Wall -Wextra -Werror examples/cpp/compress.cpp -o "$out/compress-cpp" \
+  c++ -std=c++17 -Wall -Wextra -Werror examples/cpp/compress.cpp -o "$out/compressor-cpp" \
     $(pkg-config --cflags --libs halfstep)
-  run compress-cpp "$out/compress-cpp"
+  run compress-cpp "$out/compressor-cpp"
 fi
 
 swift build -c release -j 2 --package-path examples/swift --scratch-path .build/examples-swift > "$out/swift.log" 2>&1 \
