@@ -103,7 +103,7 @@ def test_overwriting_changes_no_bit(sim):
     with torch.inference_mode():
         assert torch.equal(sim.model(x), recorded)
     assert torch.equal(x, kept)
-    assert "owned = True" in sim.model.code and "where_safe" in sim.model.code
+    assert "owned = True" in sim.model.code and "unless_covered" in sim.model.code
 
 
 def test_copies_and_pickles_compute_the_same(sim):
@@ -222,3 +222,53 @@ def test_owned_input_in_each_layout():
     tracked = x.clone()
     assert quantizer(tracked, owned=True) is not tracked and torch.equal(tracked, x)
     assert np.array_equal(quantizer(x).detach(), expected)
+
+
+def relu_network():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.ReLU()).eval()
+
+
+def test_a_relu_that_the_grid_covers_is_left_out_with_the_same_bits(monkeypatch):
+    net, x = relu_network(), torch.randn(4, 3, 12, 12)
+    sim = QuantizationSimModel(net, x)
+    sim.compute_encodings(lambda model: model(x))
+    sim.model.channels_last = False  # sums in the order that passes with gradients have
+    assert "relu_unless_covered" in sim.model.code
+    left_out = []
+    covers = Quantizer.takes_negatives_to_zero
+
+    def spy(self, tensor):
+        left_out.append(covers(self, tensor))
+        return left_out[-1]
+
+    monkeypatch.setattr(Quantizer, "takes_negatives_to_zero", spy)
+    with torch.no_grad():
+        got = sim.model(x)
+    assert left_out == [True, True]
+    assert torch.equal(got, sim.model(x).detach())  # with gradients, ReLU runs
+    assert left_out == [True, True]
+    again = copy.deepcopy(sim.model)
+    with torch.no_grad():
+        assert torch.equal(again(x), got)
+    with torch.no_grad():  # while calibrating, statistics are of what ReLU gives
+        sim.compute_encodings(lambda model: model(x))
+    assert all(q.get_min() == 0 for q in [sim.model.get_submodule("1").output_quantizers[0]])
+
+
+def test_a_relu_stays_where_it_makes_a_difference():
+    x = torch.tensor([-1.0, -0.0, 0.5, float("nan")])
+    quantizer = Quantizer(8)
+    with torch.no_grad():
+        for low, covers in ((0.0, True), (-0.5, False)):
+            quantizer.set_range(low, 1.0)
+            assert quantizer.takes_negatives_to_zero(x) == covers
+            kept = _ownership.relu_unless_covered(x.clone(), quantizer)
+            assert torch.equal(kept[:3], x[:3] if covers else x[:3].relu()) and kept[3].isnan()
+        quantizer.set_range(0.0, 1.0)
+        assert not quantizer.takes_negatives_to_zero(x.double())
+        hook = quantizer.register_forward_pre_hook(lambda *_: None)
+        assert not quantizer.takes_negatives_to_zero(x)
+        hook.remove()
+        assert quantizer.takes_negatives_to_zero(x)
+    assert torch.equal(_ownership.relu_unless_covered(x, quantizer)[:3], x[:3].relu())

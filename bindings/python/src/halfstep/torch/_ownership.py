@@ -106,6 +106,16 @@ def _where_safe(name: str) -> InPlaceWhereSafe:
     return next(w for f, w in _WHERE_SAFE.items() if f._schema.name == name)
 
 
+def relu_unless_covered(x: torch.Tensor, quantizer: Any) -> torch.Tensor:
+    """Compute ReLU of a tensor that only a quantizer reads, unless that makes no difference.
+
+    A grid whose lowest code stands for 0 takes all that is below 0 to 0 itself, with the same bits.
+    """
+    if not may_overwrite(x):
+        return aten.relu.default(x)
+    return x if quantizer.takes_negatives_to_zero(x) else aten.relu_.default(x)
+
+
 def mark(graph: fx.Graph, quantizers: Container[str]) -> None:
     """Let readers of tensors that nobody else sees overwrite them.
 
@@ -114,7 +124,8 @@ def mark(graph: fx.Graph, quantizers: Container[str]) -> None:
     graph : torch.fx.Graph
         Changed in place.
     quantizers : container of str
-        The ``call_module`` targets that are quantizers; they get ``owned=True``.
+        The ``call_module`` targets that are quantizers; they get ``owned=True``, and ReLUs before
+        them are left out where they make no difference.
     """
     for node in graph.nodes:
         source = node.args[0] if node.args else None
@@ -127,3 +138,7 @@ def mark(graph: fx.Graph, quantizers: Container[str]) -> None:
             node.target = _WHERE_SAFE[node.target]
         elif node.op == "call_module" and node.target in quantizers:
             node.kwargs = {**node.kwargs, "owned": True}
+            if source.target is _WHERE_SAFE[aten.relu.default]:
+                with graph.inserting_before(source):
+                    quantizer = graph.create_node("get_attr", node.target)
+                source.target, source.args = relu_unless_covered, (source.args[0], quantizer)

@@ -390,6 +390,22 @@ class Quantizer(nn.Module):
             return x
         return _kernels.fake_quantize(x, self.minimum, self.maximum, grid, scale, zero_point)
 
+    def takes_negatives_to_zero(self, x: torch.Tensor) -> bool:
+        """Return whether rounding a tensor, now, takes all that is below 0 to 0.
+
+        No if somebody watches what goes in.
+        """
+        if self.observer is not None or not (self._enabled and self._has_range):
+            return False
+        if self._forward_pre_hooks or self._forward_hooks:
+            return False
+        if x.dtype != torch.float32 or x.device.type != "cpu" or x.device != self.minimum.device:
+            return False
+        grid = self.grid
+        if grid.axis is not None or grid.block_axis is not None:
+            return False
+        return int(self._current(grid)[1]) == grid.lowest
+
     def _current(self, grid: _kernels.Grid) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scales and zero points of a range on the CPU, computed when it has changed.
 
