@@ -131,7 +131,10 @@ setup(
         Extension(
             "halfstep._core",
             SOURCES,
-            depends=["native/core.h", "../../include/halfstep.h"],
+            depends=[
+                *sorted(f"native/{path.name}" for path in (HERE / "native").glob("*.h")),
+                "../../include/halfstep.h",
+            ],
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             extra_compile_args=["-std=c11", "-fvisibility=hidden", "-Wall", "-Wextra"],
             py_limited_api=True,

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Small inputs that ask for endless work or memory end in a result or an error.
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -204,3 +205,45 @@ def simulation():
 def test_a_number_beyond_its_place_is_an_error_that_names_the_argument(name, call):
     with pytest.raises(halfstep.InvalidArgumentError, match=f"^'?{name}"):
         call()
+
+
+EMPTY = {
+    "Gemm, no inputs": ("Gemm", (0, 4), (8, 0)),
+    "Gemm, no outputs": ("Gemm", (4, 0), (8, 4)),
+    "MatMul, no inputs": ("MatMul", (0, 4), (8, 0)),
+    "MatMul, no outputs": ("MatMul", (4, 0), (8, 4)),
+    "Conv, no outputs": ("Conv", (0, 3, 3, 3), (8, 3, 6, 6)),
+    "Conv, no inputs": ("Conv", (4, 0, 3, 3), (8, 0, 6, 6)),
+    "Conv, no taps": ("Conv", (4, 3, 0, 3), (8, 3, 6, 6)),
+}
+
+
+@pytest.mark.parametrize("case", EMPTY)
+def test_weights_without_elements_end_no_process(case):
+    kind, weight, data = EMPTY[case]
+    nodes = [helper.make_node(kind, ["x", "w"], ["y"], "layer")]
+    bytes_ = model(nodes, [constant("w", np.zeros(weight, np.float32))], ["x"])
+    inputs = {"x": np.ones(data, np.float32)}
+
+    def work():
+        net = halfstep.Model.load(bytes_)
+        calls = [lambda: net.copy().adaround(None), lambda: net.copy().correct_biases(inputs)]
+        for method in ("gram", "auto", "gradient", "sequential_mse"):
+            for size in (None, 1):
+                calls.append(
+                    lambda method=method, size=size: net.copy().adaround(
+                        inputs, method=method, block_size=size, iterations=5
+                    )
+                )
+        for scheme in ("spatial_svd", "weight_svd", "channel_pruning"):
+            for given in (None, inputs):
+                calls.append(
+                    lambda scheme=scheme, given=given: halfstep.ModelCompressor(
+                        net, scheme, data=given
+                    ).compress(0.5)
+                )
+        for call in calls:
+            with contextlib.suppress(halfstep.HalfstepError):
+                call()
+
+    assert in_child(work) == 0

@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from compression_data import SHAPE, Closeness, pictures
 from torch import nn
 
 import halfstep
@@ -22,8 +23,6 @@ from halfstep.torch import (
     SpatialSvdParameters,
 )
 from halfstep.torch._network import Network
-
-SHAPE = (1, 3, 16, 16)
 
 
 class Residual(nn.Module):
@@ -66,14 +65,6 @@ class Net(nn.Module):
         return self.fc2(torch.relu(self.fc1(x.flatten(1))))
 
 
-def pictures(count, seed=0):
-    """Pictures with neighbors that resemble each other."""
-    generator = torch.Generator().manual_seed(seed)
-    base = torch.randn(count, 3, 4, 4, generator=generator)
-    smooth = nn.functional.interpolate(base, scale_factor=4, mode="bilinear")
-    return smooth + 0.1 * torch.randn(count, *SHAPE[1:], generator=generator)
-
-
 @pytest.fixture
 def net():
     torch.manual_seed(0)
@@ -109,22 +100,6 @@ def compress(model, parameters, evaluate=lambda *_: 0.5, **settings):
         parameters,
         **settings,
     )
-
-
-class Closeness:
-    """Minus the squared distance of a network's outputs from wanted ones; can be pickled."""
-
-    def __init__(self, model):
-        self.x = pictures(16, seed=5)
-        with torch.no_grad():
-            self.wanted = model(self.x)
-        self.calls = []
-
-    def __call__(self, model, iterations, use_cuda):
-        assert not model.training and use_cuda is False
-        self.calls.append(iterations)
-        with torch.no_grad():
-            return -float(((model(self.x) - self.wanted) ** 2).mean() / self.wanted.var())
 
 
 @pytest.mark.parametrize("target", [0.8, 0.5])

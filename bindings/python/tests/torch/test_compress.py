@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from compression_data import SHAPE, Closeness, pictures
 from torch import nn
 
 import halfstep
@@ -30,7 +31,6 @@ from halfstep.torch import (
 REPOSITORY = Path(__file__).resolve().parents[4]
 SHARED = Path(os.environ.get("HALFSTEP_SHARED", REPOSITORY.parent / "shared"))
 GOLDEN = SHARED / "reference" / "golden"
-SHAPE = (1, 3, 16, 16)
 
 
 class Net(nn.Module):
@@ -55,14 +55,6 @@ class Net(nn.Module):
         x = torch.relu(self.twice(self.twice(x)))
         x = torch.flatten(torch.relu(self.conv4(x)), 1)
         return self.fc2(torch.relu(self.fc1(x)))
-
-
-def pictures(count, seed=0):
-    """Pictures with neighbors that resemble each other."""
-    generator = torch.Generator().manual_seed(seed)
-    base = torch.randn(count, 3, 4, 4, generator=generator)
-    smooth = nn.functional.interpolate(base, scale_factor=4, mode="bilinear")
-    return smooth + 0.1 * torch.randn(count, *SHAPE[1:], generator=generator)
 
 
 @pytest.fixture
@@ -100,22 +92,6 @@ def compress(model, parameters, evaluate=lambda *_: 0.5, **settings):
         parameters,
         **settings,
     )
-
-
-class Closeness:
-    """Minus the squared distance of a network's outputs from wanted ones; can be pickled."""
-
-    def __init__(self, model):
-        self.x = pictures(16, seed=5)
-        with torch.no_grad():
-            self.wanted = model(self.x)
-        self.calls = []
-
-    def __call__(self, model, iterations, use_cuda):
-        assert not model.training and use_cuda is False
-        self.calls.append(iterations)
-        with torch.no_grad():
-            return -float(((model(self.x) - self.wanted) ** 2).mean() / self.wanted.var())
 
 
 KINDS = [SpatialSvdParameters, WeightSvdParameters]
