@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
 
@@ -20,14 +21,12 @@ from ._compress_parameters import (
     CompressionStats,
     GreedyCompressionRatioSelectionStats,
 )
+from ._pool import in_order
 from ._prune import fixed_layers
 from .compression import CompressionStats as EngineStats
 from .compression import ModelCompressor, load_scores, save_scores
 from .errors import InvalidArgumentError, MalformedFileError, UnsupportedOperatorError
 from .model import Model
-
-#: Models that wait for a free worker, so that memory stays bounded.
-_WAITING = 8
 
 
 class Layer(NamedTuple):
@@ -299,47 +298,28 @@ def _scores(
             if ratio not in result[name]
         ]
 
+    # Ratios that give the same rank give the same network.
+    steps = list(dict.fromkeys((weight, rank) for weight, _, rank in missing))
+    function, rest = (job.score, ()) if job.executor is None else job.callback
+
     def candidates() -> Iterator[Any]:
-        # Ratios that give the same rank give the same network.
-        for weight, rank in dict.fromkeys((w, r) for w, _, r in missing):
+        for weight, rank in steps:
             smaller, stats = compressor.compress(ranks={weight: rank})
-            yield (weight, rank), backend.swapped(smaller, stats)
+            yield backend.swapped(smaller, stats), job.iterations, *rest
 
     found: dict[tuple[str, int], float] = {}
-    steps = len({(w, r) for w, _, r in missing})
-    for key, score in _evaluated(candidates(), job):
-        found[key] = score
-        if callable(job.progress) and job.progress(len(found), steps) is False:
-            from .errors import CancelledError
+    with closing(in_order(job.executor, function, candidates(), "executor")) as scored:
+        for key, score in zip(steps, scored, strict=True):
+            found[key] = float(score)
+            if callable(job.progress) and job.progress(len(found), len(steps)) is False:
+                from .errors import CancelledError
 
-            raise CancelledError("compression was cancelled")
+                raise CancelledError("compression was cancelled")
     for weight, ratio, rank in missing:
         result[shown[weight]][ratio] = found[weight, rank]
     if path is not None and missing:
         save_scores(result, path)
     return {name: dict(sorted(scores.items())) for name, scores in result.items()}
-
-
-def _evaluated(candidates: Iterator[Any], job: Job) -> Iterator[tuple[Any, float]]:
-    """Keys and scores of candidates, in their order."""
-    if job.executor is None:
-        for key, model in candidates:
-            yield key, float(job.score(model, job.iterations))
-        return
-    function, rest = job.callback
-    waiting: list[tuple[Any, Any]] = []
-    try:
-        for key, model in candidates:
-            waiting.append((key, job.executor.submit(function, model, job.iterations, *rest)))
-            if len(waiting) >= _WAITING:
-                first, future = waiting.pop(0)
-                yield first, float(future.result())
-        while waiting:
-            first, future = waiting.pop(0)
-            yield first, float(future.result())
-    finally:
-        for _, future in waiting:
-            getattr(future, "cancel", lambda: None)()
 
 
 class _Unpickler(pickle.Unpickler):

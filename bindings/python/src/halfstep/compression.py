@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from typing import Any, Literal, NamedTuple
 
 from . import _core
@@ -458,8 +459,10 @@ class ModelCompressor:
             Gets a compressed model and returns its score; higher is better.
         num_candidates : int
             Ratios are ``1 / num_candidates`` to ``(num_candidates - 1) / num_candidates``.
-        pool : concurrent.futures.Executor, optional
-            Evaluates in parallel; a process pool needs a callback that can be pickled.
+        pool : Executor or Pool, optional
+            Evaluates in parallel: an executor of `concurrent.futures`, or a pool of
+            `multiprocessing` or `ray.util.multiprocessing`. Other processes need a callback that
+            can be pickled.
         path : path, optional
             JSON file that gets the scores as they come; those it has already are not made again.
 
@@ -467,18 +470,29 @@ class ModelCompressor:
         -------
         dict
             ``{weight: {ratio: score}}``, for `select_greedy`.
+
+        Raises
+        ------
+        InvalidArgumentError
+            With what to pass instead, for a pool that calls cannot be handed to.
         """
+        from ._pool import check_pool, in_order
+
+        check_pool(pool, eval_callback, "pool")
         scores = load_scores(path) if path is not None and os.path.exists(path) else {}
         ratios = [step / num_candidates for step in range(1, num_candidates)]
-        for layer in self.layers:
-            known = scores.setdefault(layer.weight, {})
-            missing = [ratio for ratio in ratios if ratio not in known]
-            models = (self.compress({layer.weight: ratio})[0] for ratio in missing)
-            run = map if pool is None else pool.map
-            for ratio, score in zip(missing, run(eval_callback, models), strict=True):
-                known[ratio] = float(score)
-            if path is not None and missing:
-                save_scores(scores, path)
+        missing = [
+            (layer.weight, ratio)
+            for layer in self.layers
+            for ratio in ratios
+            if ratio not in scores.setdefault(layer.weight, {})
+        ]
+        models = ((self.compress({weight: ratio})[0],) for weight, ratio in missing)
+        with closing(in_order(pool, eval_callback, models, "pool")) as found:
+            for index, ((weight, ratio), score) in enumerate(zip(missing, found, strict=True), 1):
+                scores[weight][ratio] = float(score)
+                if path is not None and (index == len(missing) or missing[index][0] != weight):
+                    save_scores(scores, path)
         return {
             layer.weight: {ratio: scores[layer.weight][ratio] for ratio in ratios}
             for layer in self.layers

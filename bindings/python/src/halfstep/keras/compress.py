@@ -16,6 +16,7 @@ from keras import tree
 
 from .. import _compress as flow
 from .._compress_parameters import ChannelPruningParameters, CompressionStats
+from .._pool import check_pool
 from ..compression import CompressionStats as EngineStats
 from ..errors import InvalidArgumentError, UnknownNameError
 from ..model import Model
@@ -85,8 +86,10 @@ class ModelCompressor:
         data : array, dict of arrays, or iterable of batches, optional
             Unlabeled inputs, ``[N, ...]``; of a tuple, such as a dataset's, the first item counts.
             Layers are then split for what they are used for, and may get a bias.
-        executor : concurrent.futures.Executor, optional
-            Evaluates in parallel.
+        executor : Executor or Pool, optional
+            Evaluates in parallel: an executor of `concurrent.futures`, or a pool of
+            `multiprocessing` or `ray.util.multiprocessing`. Other processes need a callback that
+            can be pickled.
         report : path, optional
             Gets an HTML page: see `CompressionStats.write_html`.
         progress : bool or callable
@@ -123,6 +126,7 @@ class ModelCompressor:
                 f"parameters: got {type(parameters).__name__} for {scheme.replace('_', ' ')}"
             )
         metric = flow.scheme_of(cost_metric, ("mac", "memory"), "cost_metric")
+        check_pool(executor, eval_callback, "executor")
         job = flow.Job(
             scheme,
             metric,

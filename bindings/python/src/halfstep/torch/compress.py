@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .. import _compress as flow
 from .._compress_parameters import ChannelPruningParameters, CompressionStats
+from .._pool import check_pool
 from ..compression import CompressionStats as EngineStats
 from ..errors import (
     EmptyStatisticsError,
@@ -90,8 +91,10 @@ class ModelCompressor:
             Unlabeled inputs, ``[N, ...]``; of a tuple, such as a data loader's, the network's
             inputs come first. Layers are then split for what they are used for, behind the layers
             that were split before them, and a layer without bias may get one.
-        executor : concurrent.futures.Executor, optional
-            Evaluates in parallel; a process pool needs a callback that can be pickled.
+        executor : Executor or Pool, optional
+            Evaluates in parallel: an executor of `concurrent.futures`, or a pool of
+            `multiprocessing` or `ray.util.multiprocessing`. Other processes need a callback that
+            can be pickled.
         report : path, optional
             Gets an HTML page: see `CompressionStats.write_html`.
         progress : bool or callable
@@ -136,6 +139,7 @@ class ModelCompressor:
                 f"parameters: got {type(parameters).__name__} for {scheme.replace('_', ' ')}"
             )
         metric = flow.scheme_of(cost_metric, ("mac", "memory"), "cost_metric")
+        check_pool(executor, eval_callback, "executor")
         cuda = any(tensor.is_cuda for tensor in model.parameters())
 
         def score(network: nn.Module, iterations: Any) -> float:
