@@ -96,9 +96,9 @@ struct ExpectedGram: RowMoments {
     }
   }
 
-  func differenceMean(group: Int) -> [Double] { [Double](repeating: 0, count: layout.columns) }
+  func surplusMean(group: Int) -> [Double]? { nil }
 
-  func correction(group: Int, isCentered: Bool) -> [Double]? { nil }
+  func surplus(group: Int, isCentered: Bool) -> [Double]? { nil }
 
   func gram(group: Int, isCentered: Bool) -> [Double] {
     let n = layout.columns

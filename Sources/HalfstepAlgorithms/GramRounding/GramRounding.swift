@@ -61,7 +61,8 @@ package struct GramRounding: LayerRounder, Sendable {
   package var identity: String? { "Gram rounding \(options)" }
 
   package func round(_ problem: LayerProblem) throws(HalfstepError) -> LayerRounding {
-    let moments = try moments(of: problem, .training)
+    var moments = try LayerMoments(problem, withTarget: options.correctsTarget)
+    try moments.add(problem, isHeldOut: false, rows: options.rows)
     guard let choice = try choose(problem, moments) else {
       return LayerRounding(
         weight: try problem.nearest.fakeQuantize(problem.weight), encoding: problem.nearest,
@@ -69,35 +70,16 @@ package struct GramRounding: LayerRounder, Sendable {
     }
     // A single piece has no rows of its own to validate on that more could be learned from.
     guard options.refitsOnAllRows, problem.chunkCount > 1 else { return choice.rounding }
+    try moments.add(problem, isHeldOut: true, rows: options.rows)
     var rounding = try solve(
-      problem.weights, try self.moments(of: problem, .all), shrinkage: choice.shrinkage,
-      note: choice.rounding.note)
+      problem.weights, moments, shrinkage: choice.shrinkage, note: choice.rounding.note)
     rounding.heldOutNoise = choice.noise
     return rounding
   }
 
-  /// Sums that a layer is rounded by.
-  private typealias Moments = (statistics: GramStatistics, sums: TargetMoments?)
-
-  private func moments(
-    of problem: LayerProblem, _ part: LayerProblem.Part
-  ) throws(HalfstepError) -> Moments {
-    (
-      try Self.statistics(of: problem, part, rows: options.rows),
-      options.correctsTarget
-        ? try Self.sumMoments(of: problem, part, rows: options.rows) : nil
-    )
-  }
-
-  private func solve(
-    _ layer: LayerWeights, _ moments: Moments, shrinkage: Shrinkage, note: String
-  ) throws(HalfstepError) -> LayerRounding {
-    try solve(layer, moments.statistics, moments.sums, shrinkage: shrinkage, note: note)
-  }
-
   /// Finds the shrinkages with the least noise on held-out rows.
   private func choose(
-    _ problem: LayerProblem, _ moments: Moments
+    _ problem: LayerProblem, _ moments: LayerMoments
   ) throws(HalfstepError) -> (rounding: LayerRounding, noise: Double, shrinkage: Shrinkage)? {
     let weights = problem.weights
     let isWide = problem.layer.layout.columns > options.widestChoice
@@ -140,118 +122,11 @@ package struct GramRounding: LayerRounder, Sendable {
     "gram, shrinkage \(shrinkage.gram)"
   }
 
-  // MARK: Statistics
-
-  /// Floats that panels of rows take at most.
-  private static let panelCapacity = 1 << 22
-
-  /// Sums over the rows that the layer learns from.
-  ///
-  /// - Parameters:
-  ///   - part: Which rows.
-  ///   - rows: Rows that are wanted of many, as in `Options`.
-  ///   - keepsCross: Whether the float network's inputs differ from the quantized ones.
-  package static func statistics(
-    of problem: LayerProblem, _ part: LayerProblem.Part = .training, rows minimum: Int = 8192,
-    keepsCross: Bool = true
-  ) throws(HalfstepError) -> GramStatistics {
-    let layout = problem.layer.layout
-    let (groups, columns) = (layout.groups, layout.columns)
-    var statistics = try GramStatistics(groups: groups, columns: columns, keepsCross: keepsCross)
-    // Many times the unknowns of a row, and enough for narrow layers.
-    let limit = max(1, min(problem.options.maximumRows, max(minimum, 16 * columns)))
-    let height = max(32, min(1024, panelCapacity / (groups * columns)))
-    var rows = [Float](repeating: 0, count: groups * columns * height)
-    var differences = rows
-    for chunk in 0..<problem.chunkCount {
-      if !problem.includes(chunk, part) { continue }
-      let inputs = try problem.inputs(chunk)
-      let unfolding = try problem.unfolding(inputs.quantized.shape)
-      let chosen = problem.rows(chunk, of: unfolding.rowCount, part, limit: limit)
-      var start = 0
-      while start < chosen.count {
-        let count = min(height, chosen.count - start)
-        let table = unfolding.table(chosen[start..<start + count])
-        try gather(inputs.quantized, unfolding, table, into: &rows)
-        try gather(inputs.reference, unfolding, table, into: &differences)
-        let used = groups * columns * count
-        try rows.withUnsafeBufferPointer { (x) throws(HalfstepError) in
-          try differences.withUnsafeMutableBufferPointer { (d) throws(HalfstepError) in
-            for index in 0..<used { d[index] -= x[index] }
-            guard let x = x.baseAddress, let d = d.baseAddress else { return }
-            try statistics.add(rows: x, differences: d, count: count)
-          }
-        }
-        start += count
-      }
-      try problem.progress(0.3 * Double(chunk + 1) / Double(problem.chunkCount))
-    }
-    guard statistics.isFinite else {
-      throw HalfstepError(
-        .nonFiniteValue,
-        "node '\(problem.node.label)': its input holds a NaN, an infinity, or values too large",
-        node: problem.node.label)
-    }
-    return statistics
-  }
-
-  /// Moments of what the layer has to make up for besides its own error; nil if there is nothing.
-  ///
-  /// Over the same rows as `statistics(of:keepsCross:)`.
-  private static func sumMoments(
-    of problem: LayerProblem, _ part: LayerProblem.Part, rows minimum: Int
-  ) throws(HalfstepError) -> TargetMoments? {
-    var moments: TargetMoments?
-    let layout = problem.layer.layout
-    let (groups, columns) = (layout.groups, layout.columns)
-    let limit = max(1, min(problem.options.maximumRows, max(minimum, 16 * columns)))
-    let height = max(32, min(1024, panelCapacity / (groups * columns)))
-    var rows: [Float] = []
-    for chunk in 0..<problem.chunkCount {
-      if !problem.includes(chunk, part) { continue }
-      let input = try problem.inputs(chunk).quantized
-      let unfolding = try problem.unfolding(input.shape)
-      let chosen = problem.rows(chunk, of: unfolding.rowCount, part, limit: limit)
-      for start in stride(from: 0, to: chosen.count, by: height) {
-        let panel = Array(chosen[start..<min(start + height, chosen.count)])
-        guard let errors = try problem.sumErrors(chunk, panel, unfolding) else { return nil }
-        if rows.isEmpty { rows = [Float](repeating: 0, count: groups * columns * height) }
-        try gather(input, unfolding, unfolding.table(panel), into: &rows)
-        if moments == nil {
-          moments = TargetMoments(
-            groups: groups, outputs: layout.outputsPerGroup, columns: columns)
-        }
-        try moments?.add(rows: rows, targets: errors, count: panel.count)
-      }
-    }
-    return moments
-  }
-
-  private static func gather(
-    _ tensor: Tensor, _ unfolding: LayerUnfolding, _ table: LayerUnfolding.RowTable,
-    into panel: inout [Float]
-  ) throws(HalfstepError) {
-    try tensor.withFloats { (values) throws(HalfstepError) in
-      panel.withUnsafeMutableBufferPointer { panel in
-        guard let from = values.baseAddress, let to = panel.baseAddress else { return }
-        nonisolated(unsafe) let (source, target) = (from, to)
-        Parallel.forEachRange(unfolding.groups, grain: 1) { _, range in
-          for group in range {
-            unfolding.gather(
-              table, group: group, from: source,
-              into: target + group * unfolding.columns * table.count, stride: table.count)
-          }
-        }
-      }
-    }
-  }
-
   // MARK: Solving
 
   /// Rounds with given moments and shrinkages.
   func solve(
-    _ layer: LayerWeights, _ statistics: some RowMoments, _ sums: TargetMoments? = nil,
-    shrinkage: Shrinkage, note: String
+    _ layer: LayerWeights, _ moments: some RowMoments, shrinkage: Shrinkage, note: String
   ) throws(HalfstepError) -> LayerRounding {
     let layout = layer.layout
     let scales = try LayerScales(layer)
@@ -261,13 +136,10 @@ package struct GramRounding: LayerRounder, Sendable {
     }
     let solvers = try Self.map(layout.groups) { (group) throws(HalfstepError) in
       try GramSolver(
-        weight: matrices[group], gram: statistics.gram(group: group, isCentered: isCentered),
-        cross: options.correctsTarget
-          ? statistics.correction(group: group, isCentered: isCentered) : nil,
-        shift: sums?.moments(
-          group: group, centeredOn: isCentered ? statistics.mean(group: group) : nil),
-        columns: layout.columns, shrinkage: shrinkage.gram,
-        correctionShrinkage: shrinkage.correction, isFloorOrCeil: options.isFloorOrCeil)
+        weight: matrices[group], gram: moments.gram(group: group, isCentered: isCentered),
+        surplus: moments.surplus(group: group, isCentered: isCentered), columns: layout.columns,
+        shrinkage: shrinkage.gram, correctionShrinkage: shrinkage.correction,
+        isFloorOrCeil: options.isFloorOrCeil)
     }
     let searched = try search(solvers, scales, bits: layer.spec.bits)
     try Self.each(solvers) { (group, solver) throws(HalfstepError) in
@@ -275,7 +147,7 @@ package struct GramRounding: LayerRounder, Sendable {
       try solver.begin(solver.feedback(grid).codes, grid)
     }
     try refine(solvers, scales)
-    return try assemble(layer, statistics, sums, scales, solvers, matrices, note)
+    return try assemble(layer, moments, scales, solvers, matrices, note)
   }
 
   /// Alternates scale refits and descent, then searches short rows.
@@ -363,8 +235,8 @@ package struct GramRounding: LayerRounder, Sendable {
 
   /// Puts codes, scales and means together.
   private func assemble(
-    _ layer: LayerWeights, _ statistics: some RowMoments, _ sums: TargetMoments?,
-    _ scales: LayerScales, _ solvers: [GramSolver], _ matrices: [[Float]], _ note: String
+    _ layer: LayerWeights, _ moments: some RowMoments, _ scales: LayerScales,
+    _ solvers: [GramSolver], _ matrices: [[Float]], _ note: String
   ) throws(HalfstepError) -> LayerRounding {
     let layout = layer.layout
     var weight = try Tensor(uninitialized: .float32, shape: layer.weight.shape)
@@ -376,15 +248,13 @@ package struct GramRounding: LayerRounder, Sendable {
         layout.store(rounded, group: group, into: values)
       }
       if let grid = solver.currentGrid { final.take(grid, group) }
-      let mean = statistics.mean(group: group)
-      let shift = statistics.differenceMean(group: group)
-      let missing = sums?.mean(group: group)
+      let mean = moments.mean(group: group)
+      let missing = moments.surplusMean(group: group)
       for row in 0..<solver.rowCount {
         var sum = missing?[row] ?? 0
         for column in 0..<layout.columns {
           let index = row * layout.columns + column
-          let float = Double(matrices[group][index])
-          sum += float * (mean[column] + shift[column]) - Double(rounded[index]) * mean[column]
+          sum += (Double(matrices[group][index]) - Double(rounded[index])) * mean[column]
         }
         bias[group * layout.outputsPerGroup + row] += layer.alpha * sum
       }
@@ -433,23 +303,5 @@ package struct GramRounding: LayerRounder, Sendable {
     _ body: () throws(HalfstepError) -> Result
   ) -> Swift.Result<Result, HalfstepError> {
     do throws(HalfstepError) { return .success(try body()) } catch { return .failure(error) }
-  }
-}
-
-/// Second moments of a layer's rows, seen or expected.
-protocol RowMoments {
-  /// Mean of x, `[columns]`.
-  func mean(group: Int) -> [Double]
-  /// Mean of the float network's rows less x, `[columns]`.
-  func differenceMean(group: Int) -> [Double]
-  /// The mean of x·xᵀ, `[columns, columns]`, around the means if they are left to the bias.
-  func gram(group: Int, isCentered: Bool) -> [Double]
-  /// The mean of d·xᵀ, alike; nil if nothing differs.
-  func correction(group: Int, isCentered: Bool) -> [Double]?
-}
-
-extension GramStatistics: RowMoments {
-  func correction(group: Int, isCentered: Bool) -> [Double]? {
-    cross(group: group, isCentered: isCentered)
   }
 }

@@ -7,13 +7,17 @@ import HalfstepNumerics
 extension LayerProblem {
   /// Some rows of a piece, each group as a matrix whose rows are the columns of the weights.
   package struct Panel: Sendable {
-    /// Rows.
-    package let count: Int
+    /// Which rows, as `unfolding` numbers them.
+    package let rows: [Int]
+    package let unfolding: LayerUnfolding
     package let columns: Int
     /// Inputs with the quantized prefix, `[groups, columns, count]`.
     package let quantized: [Float]
     /// Inputs in the float network, likewise.
     package let reference: [Float]
+
+    /// Number of rows.
+    package var count: Int { rows.count }
   }
 
   /// Floats of one of a panel's matrices at most, but for layers whose rows are longer.
@@ -25,10 +29,11 @@ extension LayerProblem {
   ///   - chunk: Which piece, below `chunkCount`.
   ///   - limit: Rows of all pieces together that are wanted at most, 1 or more.
   ///   - choice: Rows to learn from (false), to validate on (true), or both (nil).
+  ///   - height: Rows of a panel at most, where sums over them in float have to be short.
   ///   - body: Gets the rows in their order.
   /// - Throws: What `inputs`, `unfolding` and the body throw.
   package func forEachPanel(
-    _ chunk: Int, limit: Int, isHeldOut choice: Bool?,
+    _ chunk: Int, limit: Int, isHeldOut choice: Bool?, height: Int = .max,
     _ body: (Panel) throws(HalfstepError) -> Void
   ) throws(HalfstepError) {
     let inputs = try inputs(chunk)
@@ -41,12 +46,13 @@ extension LayerProblem {
       chosen += rows(chunk, of: unfolding.rowCount, isHeldOut: true, limit: limit)
     }
     let (groups, columns) = (unfolding.groups, unfolding.columns)
-    let height = max(32, Self.panelCapacity / max(groups * columns, 1))
+    let height = min(max(32, Self.panelCapacity / max(groups * columns, 1)), height)
     for start in stride(from: 0, to: chosen.count, by: height) {
-      let table = unfolding.table(Array(chosen[start..<min(start + height, chosen.count)]))
+      let rows = Array(chosen[start..<min(start + height, chosen.count)])
+      let table = unfolding.table(rows)
       try body(
         Panel(
-          count: table.count, columns: columns,
+          rows: rows, unfolding: unfolding, columns: columns,
           quantized: try Self.gather(inputs.quantized, unfolding, table),
           reference: try Self.gather(inputs.reference, unfolding, table)))
     }

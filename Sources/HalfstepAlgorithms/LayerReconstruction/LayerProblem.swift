@@ -165,31 +165,6 @@ package final class LayerProblem {
     return count > 1 && chunk == count - 1
   }
 
-  /// Which rows of the data.
-  package enum Part: Sendable {
-    /// Those that are not held out.
-    case training
-    /// With those that are held out.
-    case all
-  }
-
-  /// Whether a piece belongs to a part; a single piece always does, since its rows are split.
-  func includes(_ chunk: Int, _ part: Part) -> Bool {
-    part == .all || chunkCount == 1 || !isHeldOut(chunk)
-  }
-
-  /// Rows of a piece that belong to a part, of a single piece those that are not held out; drawn as
-  /// below.
-  func rows(_ chunk: Int, of rowCount: Int, _ part: Part, limit: Int) -> [Int] {
-    let isHeldOut = part == .all && chunkCount > 1 && isHeldOut(chunk)
-    // Held-out pieces are fewer than the others, and give as many rows each.
-    let all = (0..<chunkCount).count { self.isHeldOut($0) == isHeldOut }
-    let others = max(chunkCount - all, 1)
-    return rows(
-      chunk, of: rowCount, isHeldOut: isHeldOut,
-      limit: isHeldOut ? max(limit * all / others, 1) : limit)
-  }
-
   /// Rows of a piece to learn from, or to validate on: drawn with the options' seed, ascending.
   ///
   /// - Parameters:

@@ -2,19 +2,31 @@
 // Symmetric matrices: products, eigenvectors, Cholesky factors. OpenBLAS does the work.
 
 import CLAPACK
+import Synchronization
 
 /// Runs OpenBLAS on one thread at a time, so that results do not depend on the number of threads.
 package enum LAPACK {
   /// Largest extent of a matrix: LAPACK counts elements in 32 bits.
   package static let extentLimit = 32_768
 
-  /// Sets one thread for the time of `body`.
-  package static func onOneThread<R>(
-    _ body: () throws(HalfstepError) -> R
-  ) throws(HalfstepError) -> R {
-    let threads = openblas_get_num_threads()
-    if threads != 1 { openblas_set_num_threads(1) }
-    defer { if threads != 1 { openblas_set_num_threads(threads) } }
+  /// Bodies that run, and the threads that OpenBLAS had before the first of them.
+  private static let running = Mutex((bodies: 0, threads: Int32(1)))
+
+  /// Has OpenBLAS use one thread for the time of `body`, and of all others that overlap with it.
+  package static func onOneThread<R, E: Error>(_ body: () throws(E) -> R) throws(E) -> R {
+    running.withLock { state in
+      if state.bodies == 0 {
+        state.threads = openblas_get_num_threads()
+        if state.threads != 1 { openblas_set_num_threads(1) }
+      }
+      state.bodies += 1
+    }
+    defer {
+      running.withLock { state in
+        state.bodies -= 1
+        if state.bodies == 0, state.threads != 1 { openblas_set_num_threads(state.threads) }
+      }
+    }
     return try body()
   }
 }

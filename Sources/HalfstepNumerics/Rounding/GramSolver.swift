@@ -38,12 +38,13 @@ package struct RoundingGrid: Sendable {
 /// Rounds rows of weights w to q on a grid such that `(t − q)·H·(t − q)` becomes small for each.
 ///
 /// H is the Gram matrix G of the layer's input plus shrinkage, λ times its mean diagonal on the
-/// diagonal. The target t corrects w for what the quantized prefix did to the input: with D the moments
-/// of the float network's input minus the quantized one's, `t = w + w·D·(G + λ'I)⁻¹` minimizes
-/// `E(w·x_float − t·x)²` with a pull toward w. Columns are rounded from the largest diagonal of H to the
-/// smallest, each error fed into the columns not yet rounded through the Cholesky factor of H (GPTQ's
-/// feedback, which is Babai's nearest plane); then cyclic descent on single codes and closed-form
-/// scales. Rows up to `searchLimit` columns are searched exactly, within a bound of nodes.
+/// diagonal. The target t makes up for a surplus e that the output shall have besides w·x:
+/// `t = w + (E e·xᵀ)·(G + λ'I)⁻¹` minimizes `E(w·x + e − t·x)²` with a pull toward w. With e = w·d,
+/// where the float network's input is x + d, that corrects for what the quantized prefix did to the
+/// input. Columns are rounded from the largest diagonal of H to the smallest, each error fed into the
+/// columns not yet rounded through the Cholesky factor of H (GPTQ's feedback, which is Babai's nearest
+/// plane); then cyclic descent on single codes and closed-form scales. Rows up to `searchLimit` columns
+/// are searched exactly, within a bound of nodes.
 ///
 /// Factors in `Double`, rounds in float; the result does not depend on the number of threads.
 ///
@@ -80,17 +81,15 @@ package final class GramSolver {
   /// - Parameters:
   ///   - weight: w, `[rowCount, columns]`, finite.
   ///   - gram: G, `[columns, columns]`, symmetric.
-  ///   - cross: D, `[columns, columns]`; nil to aim at w itself.
-  ///   - shift: Moments of what is wanted besides the float weights' product, e·xᵀ, `[rowCount, columns]`;
-  ///     nil for nothing.
+  ///   - surplus: Moments of what is wanted besides w·x, `E e·xᵀ`, `[rowCount, columns]`: w·D and more;
+  ///     nil to aim at w itself.
   ///   - shrinkage: λ, above 0, in units of G's mean diagonal.
   ///   - correctionShrinkage: λ', above 0.
   ///   - isFloorOrCeil: Whether a weight may only go to a neighboring code.
   /// - Throws: `HalfstepError.numericFailure` if G holds NaN or is far from positive definite.
   package init(
-    weight: [Float], gram: consuming [Double], cross: consuming [Double]?,
-    shift: [Double]? = nil, columns n: Int, shrinkage: Double, correctionShrinkage: Double,
-    isFloorOrCeil: Bool = false
+    weight: [Float], gram: consuming [Double], surplus: [Double]?, columns n: Int,
+    shrinkage: Double, correctionShrinkage: Double, isFloorOrCeil: Bool = false
   ) throws(HalfstepError) {
     guard n > 0, weight.count % n == 0, gram.count == n * n else {
       throw HalfstepError(
@@ -98,76 +97,107 @@ package final class GramSolver {
     }
     columns = n
     rowCount = weight.count / n
+    let diagonal = (0..<n).map { gram[$0 * n + $0] }
     var mean = 0.0
-    for index in 0..<n { mean += max(gram[index * n + index], 0) / Double(n) }
+    for value in diagonal { mean += max(value, 0) / Double(n) }
     // Dead inputs: any code will do, and the identity keeps weights where they are.
     if !(mean > 0) { mean = mean.isNaN ? mean : 1 }
     guard mean.isFinite else {
       throw HalfstepError(.numericFailure, "Gram matrix: the diagonal is not finite")
     }
-    var corrected = weight
-    if cross != nil || shift != nil {
-      corrected = try Self.correction(
-        weight, gram, cross, shift, n, rowCount, ridge: correctionShrinkage * mean)
-    }
-    let diagonal = (0..<n).map { gram[$0 * n + $0] }
     // The last position is rounded first.
     let order = (0..<n).sorted { (diagonal[$0], $0) < (diagonal[$1], $1) }
     self.order = order
-    var permuted = [Double](repeating: 0, count: n * n)
-    var hessian = [Float](repeating: 0, count: n * n)
-    for row in 0..<n {
-      let from = order[row] * n
-      for column in 0..<n {
-        var value = gram[from + order[column]]
-        if row == column { value += shrinkage * mean }
-        permuted[row * n + column] = value
-        hessian[row * n + column] = Float(value)
-      }
+    // A wide layer's matrices are most of what there is in memory, so that there is one of doubles: its
+    // lower triangle is factored twice, its upper one keeps what it was.
+    var matrix = consume gram
+    Self.reorder(&matrix, order)
+    let ordered = order.map { diagonal[$0] }
+    var target = Self.permute(weight, order, n)
+    anchors = isFloorOrCeil ? target : nil
+    if let surplus {
+      Self.restoreLower(&matrix, ordered.map { $0 + correctionShrinkage * mean })
+      let factor = try CholeskyFactor(consume matrix, size: n)
+      var right = Self.permute(surplus, order, n)
+      factor.solve(rows: &right)
+      matrix = (consume factor).releasedElements()
+      for index in target.indices { target[index] = Float(Double(target[index]) + right[index]) }
     }
-    gram = []
-    let cholesky = try CholeskyFactor(permuted, size: n)
-    permuted = []
-    var factor = [Float](repeating: 0, count: n * n)
-    for row in 0..<n {
-      for column in 0...row {
-        factor[row * n + column] = Float(cholesky.elements[row * n + column])
-      }
-    }
-    self.hessian = hessian
-    self.factor = factor
-    target = Self.permute(corrected, order, n)
-    anchors = isFloorOrCeil ? Self.permute(weight, order, n) : nil
+    self.target = target
+    let ridged = ordered.map { $0 + shrinkage * mean }
+    Self.restoreLower(&matrix, ridged)
+    let cholesky = try CholeskyFactor(consume matrix, size: n)
+    factor = Self.lower(cholesky.elements, n)
+    hessian = Self.symmetric(cholesky.elements, ridged)
   }
 
-  /// `w + (w·D + shift)·(G + ridge·I)⁻¹`.
-  private static func correction(
-    _ weight: [Float], _ gram: [Double], _ cross: consuming [Double]?, _ shift: [Double]?, _ n: Int,
-    _ rows: Int, ridge: Double
-  ) throws(HalfstepError) -> [Float] {
-    var moved = [Float](repeating: 0, count: rows * n)
-    if let float = cross.map({ $0.map { Float($0) } }) {
-      try multiply(weight, float, rows: rows, inner: n, columns: n, into: &moved)
+  /// Puts rows and columns of a square matrix in another order, in place: one exchange after the other.
+  private static func reorder(_ matrix: inout [Double], _ order: [Int]) {
+    let n = order.count
+    matrix.withUnsafeMutableBufferPointer { matrix in
+      var exchanges: [(Int, Int)] = []
+      for place in 0..<n {
+        // Where what belongs here was moved to by the exchanges before.
+        var source = order[place]
+        while source < place { source = order[source] }
+        if source == place { continue }
+        exchanges.append((place, source))
+        for column in 0..<n { matrix.swapAt(place * n + column, source * n + column) }
+      }
+      for row in 0..<n {
+        for (a, b) in exchanges { matrix.swapAt(row * n + a, row * n + b) }
+      }
     }
-    cross = nil
-    var right = moved.map(Double.init)
-    if let shift {
-      for index in right.indices { right[index] += shift[index] }
-    }
-    var ridged = gram
-    for index in 0..<n { ridged[index * n + index] += ridge }
-    let factor = try CholeskyFactor(ridged, size: n)
-    ridged = []
-    factor.solve(rows: &right)
-    return zip(weight, right).map { Float(Double($0) + $1) }
   }
 
-  private static func permute(_ matrix: [Float], _ order: [Int], _ n: Int) -> [Float] {
-    var result = [Float](repeating: 0, count: matrix.count)
-    for row in 0..<matrix.count / n {
-      for column in 0..<n { result[row * n + column] = matrix[row * n + order[column]] }
+  /// Makes the lower triangle what the upper one is, with a diagonal.
+  private static func restoreLower(_ matrix: inout [Double], _ diagonal: [Double]) {
+    let n = diagonal.count
+    matrix.withUnsafeMutableBufferPointer { matrix in
+      for row in 0..<n {
+        for column in 0..<row { matrix[row * n + column] = matrix[column * n + row] }
+        matrix[row * n + row] = diagonal[row]
+      }
     }
-    return result
+  }
+
+  private static func lower(_ matrix: [Double], _ n: Int) -> [Float] {
+    [Float](unsafeUninitializedCapacity: n * n) { result, count in
+      for row in 0..<n {
+        for column in 0...row { result[row * n + column] = Float(matrix[row * n + column]) }
+        for column in row + 1..<max(n, row + 1) { result[row * n + column] = 0 }
+      }
+      count = n * n
+    }
+  }
+
+  /// The symmetric matrix with an upper triangle and a diagonal.
+  private static func symmetric(_ matrix: [Double], _ diagonal: [Double]) -> [Float] {
+    let n = diagonal.count
+    return [Float](unsafeUninitializedCapacity: n * n) { result, count in
+      for row in 0..<n {
+        for column in row + 1..<max(n, row + 1) {
+          let value = Float(matrix[row * n + column])
+          result[row * n + column] = value
+          result[column * n + row] = value
+        }
+        result[row * n + row] = Float(diagonal[row])
+      }
+      count = n * n
+    }
+  }
+
+  private static func permute<Element>(
+    _ matrix: [Element], _ order: [Int], _ n: Int
+  ) -> [Element] {
+    [Element](unsafeUninitializedCapacity: matrix.count) { result, count in
+      for row in 0..<matrix.count / n {
+        for column in 0..<n {
+          (result.baseAddress! + row * n + column).initialize(to: matrix[row * n + order[column]])
+        }
+      }
+      count = matrix.count
+    }
   }
 
   static func multiply(

@@ -18,8 +18,7 @@ package struct GramStatistics: Sendable {
   package let columns: Int
   /// Rows seen.
   package private(set) var count = 0
-  /// Σ x·xᵀ, `[groups, columns, columns]`; of groups wider than `directLimit` only tiles on and below
-  /// the diagonal are kept.
+  /// Σ x·xᵀ on and below the diagonal, row by row: `[groups, columns·(columns + 1)/2]`.
   private var gram: [Double]
   /// Σ d·xᵀ, `[groups, columns, columns]`; empty if it is not kept.
   private var cross: [Double]
@@ -43,32 +42,49 @@ package struct GramStatistics: Sendable {
     }
     self.groups = groups
     self.columns = columns
-    gram = [Double](repeating: 0, count: total)
-    cross = keepsCross ? gram : []
+    gram = [Double](repeating: 0, count: groups * Self.triangle(columns))
+    cross = [Double](repeating: 0, count: keepsCross ? total : 0)
     sums = [Double](repeating: 0, count: groups * columns)
     differenceSums = sums
+  }
+
+  /// Elements of the rows of a lower triangle that lie above one.
+  @inline(__always)
+  private static func triangle(_ row: Int) -> Int { row &* (row &+ 1) / 2 }
+
+  /// Adds rows whose differences are not summed.
+  ///
+  /// - Parameters:
+  ///   - rows: x, `[groups, columns, count]`: each column contiguous.
+  ///   - count: Rows, 0 or more.
+  /// - Throws: `HalfstepError.internalError` if oneDNN refuses a product.
+  package mutating func add(rows: [Float], count: Int) throws(HalfstepError) {
+    try rows.withUnsafeBufferPointer { (rows) throws(HalfstepError) in
+      guard let x = rows.baseAddress else { return }
+      try add(rows: x, differences: nil, count: count)
+    }
   }
 
   /// Adds rows.
   ///
   /// - Parameters:
   ///   - rows: x, `[groups, columns, count]`: each column contiguous.
-  ///   - differences: d, alike.
+  ///   - differences: d, alike; nil for zeros.
   ///   - count: Rows, 0 or more.
   /// - Throws: `HalfstepError.internalError` if oneDNN refuses a product.
   /// - Complexity: O(count · groups · columns²), on all threads.
   package mutating func add(
-    rows: UnsafePointer<Float>, differences: UnsafePointer<Float>, count: Int
+    rows: UnsafePointer<Float>, differences: UnsafePointer<Float>?, count: Int
   ) throws(HalfstepError) {
     guard count > 0 else { return }
     let (groups, columns) = (groups, columns)
     nonisolated(unsafe) let x = rows
-    nonisolated(unsafe) let d = differences
+    nonisolated(unsafe) let d = differences ?? rows
     let isDirect = columns <= Self.directLimit
     let across = isDirect ? 1 : (columns + Self.tile - 1) / Self.tile
     let jobs = isDirect ? groups : groups * across * across
     var isRefused = false
-    let keepsCross = !cross.isEmpty
+    let keepsCross = !cross.isEmpty && differences != nil
     gram.withUnsafeMutableBufferPointer { gram in
       cross.withUnsafeMutableBufferPointer { cross in
         guard let g = gram.baseAddress else { return }
@@ -79,15 +95,15 @@ package struct GramStatistics: Sendable {
           MatrixProduct.onOneThreadEach(jobs) { job in
             let group = isDirect ? job : job / (across * across)
             let panel = group * columns * count
-            let matrix = group * columns * columns
+            let lower = g0 + group * Self.triangle(columns)
+            let full = c0.map { $0 + group * columns * columns }
             if isDirect {
-              Self.addDirect(
-                x + panel, d + panel, columns, count, g0 + matrix, c0.map { $0 + matrix })
+              Self.addDirect(x + panel, d + panel, columns, count, lower, full)
               refused[job] = false
             } else {
               refused[job] = !Self.addTile(
                 x + panel, d + panel, columns, count, job % (across * across) / across,
-                job % across, g0 + matrix, c0.map { $0 + matrix })
+                job % across, lower, full)
             }
           }
           isRefused = refused.contains(true)
@@ -97,7 +113,7 @@ package struct GramStatistics: Sendable {
     if isRefused { throw HalfstepError(.internalError, "oneDNN refused a product of matrices") }
     for column in 0..<groups * columns {
       sums[column] += Self.sum(rows + column * count, count)
-      differenceSums[column] += Self.sum(differences + column * count, count)
+      if let differences { differenceSums[column] += Self.sum(differences + column * count, count) }
     }
     self.count += count
   }
@@ -125,7 +141,7 @@ package struct GramStatistics: Sendable {
   package var isFinite: Bool {
     sums.allSatisfy(\.isFinite) && differenceSums.allSatisfy(\.isFinite)
       && (0..<groups * columns).allSatisfy {
-        gram[$0 / columns * columns * columns + $0 % columns * (columns + 1)].isFinite
+        gram[$0 / columns * Self.triangle(columns) + Self.triangle($0 % columns + 1) - 1].isFinite
       }
   }
 
@@ -142,15 +158,16 @@ package struct GramStatistics: Sendable {
   /// The mean of x·xᵀ, `[columns, columns]`, around the means if they are left to the bias.
   package func gram(group: Int, isCentered: Bool) -> [Double] {
     let n = columns
-    let start = group * n * n
-    var result = [Double](repeating: 0, count: n * n)
     let scale = 1 / Double(max(count, 1))
     let mean = isCentered ? mean(group: group) : [Double](repeating: 0, count: n)
+    var result = [Double](repeating: 0, count: n * n)
+    var index = group * Self.triangle(n)
     for row in 0..<n {
       for column in 0...row {
-        let value = gram[start + row * n + column] * scale - mean[row] * mean[column]
+        let value = gram[index] * scale - mean[row] * mean[column]
         result[row * n + column] = value
         result[column * n + row] = value
+        index += 1
       }
     }
     return result
@@ -182,7 +199,7 @@ package struct GramStatistics: Sendable {
   ///   - isCentered: Whether means are taken out.
   /// - Returns: `[columns / step, columns / step]`.
   package func gramPart(group: Int, step: Int, _ p: Int, _ q: Int, isCentered: Bool) -> Matrix {
-    let (n, start) = (columns, group * columns * columns)
+    let (n, start) = (columns, group * Self.triangle(columns))
     let mean = isCentered ? mean(group: group) : [Double](repeating: 0, count: n)
     let scale = 1 / Double(max(count, 1))
     let extent = n / step
@@ -192,8 +209,7 @@ package struct GramStatistics: Sendable {
         let column = c * step + q
         for r in 0..<extent {
           let row = r * step + p
-          // Only what is on and below the diagonal is kept.
-          let at = start + (row >= column ? row * n + column : column * n + row)
+          let at = start + Self.triangle(max(row, column)) + min(row, column)
           result.values[c * extent + r] = gram[at] * scale - mean[row] * mean[column]
         }
       }
@@ -226,12 +242,14 @@ package struct GramStatistics: Sendable {
 
   // MARK: Serialization
 
-  private static let signature: UInt64 = 0x314D_4152_4753_48
+  private static let signature: UInt64 = 0x324D_4152_4753_48
 
   /// Everything as bytes, little-endian.
   package func serialized() -> [UInt8] {
     var bytes: [UInt8] = []
-    bytes.reserveCapacity((gram.count * 2 + sums.count * 2 + 4) * 8)
+    let crossOrZeros =
+      cross.isEmpty ? [Double](repeating: 0, count: groups * columns * columns) : cross
+    bytes.reserveCapacity((gram.count + crossOrZeros.count + sums.count * 2 + 4) * 8)
     func append(_ word: UInt64) {
       withUnsafeBytes(of: word.littleEndian) { bytes.append(contentsOf: $0) }
     }
@@ -239,7 +257,7 @@ package struct GramStatistics: Sendable {
     append(UInt64(groups))
     append(UInt64(columns))
     append(UInt64(count))
-    for list in [gram, cross.isEmpty ? gram.map { _ in 0 } : cross, sums, differenceSums] {
+    for list in [gram, crossOrZeros, sums, differenceSums] {
       for value in list { append(value.bitPattern) }
     }
     return bytes
@@ -263,7 +281,9 @@ package struct GramStatistics: Sendable {
       groups < 1 << 37, columns < 1 << 19, columns * columns < 1 << 37
     else { throw fail() }
     let (square, overflow) = (columns * columns).multipliedReportingOverflow(by: groups)
-    guard !overflow, square < 1 << 37, bytes.count / 8 == 4 + 2 * square + 2 * groups * columns
+    let lower = groups.multipliedReportingOverflow(by: Self.triangle(columns)).partialValue
+    guard !overflow, square < 1 << 37,
+      bytes.count / 8 == 4 + lower + square + 2 * groups * columns
     else { throw fail() }
     self.groups = groups
     self.columns = columns
@@ -273,7 +293,7 @@ package struct GramStatistics: Sendable {
       defer { next += count }
       return (next..<next + count).map { Double(bitPattern: word($0)) }
     }
-    gram = take(square)
+    gram = take(lower)
     cross = take(square)
     sums = take(groups * columns)
     differenceSums = take(groups * columns)
@@ -298,8 +318,11 @@ package struct GramStatistics: Sendable {
           cStride: width)
         if status != dnnl_success { return false }
         for r in 0..<height {
-          let target = sum + (row + r) * columns + column
-          for c in 0..<width { target[c] += Double(product[r * width + c]) }
+          let isLower = sum == gram
+          let target = sum + (isLower ? triangle(row + r) : (row + r) * columns) + column
+          for c in 0..<(isLower ? min(width, row + r - column + 1) : width) {
+            target[c] += Double(product[r * width + c])
+          }
         }
       }
       return true
@@ -313,8 +336,7 @@ package struct GramStatistics: Sendable {
     for row in 0..<columns {
       for column in 0..<columns {
         if column <= row {
-          gram[row * columns + column] += Double(
-            dot(x + row * count, x + column * count, count))
+          gram[triangle(row) + column] += Double(dot(x + row * count, x + column * count, count))
         }
         guard let cross else { continue }
         cross[row * columns + column] += Double(dot(d + row * count, x + column * count, count))

@@ -66,6 +66,9 @@ package struct TargetMoments: Sendable {
     self.count += count
   }
 
+  /// Whether every sum is finite.
+  package var isFinite: Bool { sums.allSatisfy(\.isFinite) && products.allSatisfy(\.isFinite) }
+
   /// Mean of e, `[outputs]`.
   package func mean(group: Int) -> [Double] {
     sums[group * outputs..<(group + 1) * outputs].map { $0 / Double(max(count, 1)) }

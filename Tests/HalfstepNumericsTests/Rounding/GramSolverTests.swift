@@ -31,6 +31,15 @@ import Testing
     return result
   }
 
+  /// `w·D`: what the output shall be besides w·x if the float network's input is x + d.
+  private func surplus(_ weight: [Float], _ moments: GramStatistics) -> [Double] {
+    let n = moments.columns
+    let cross = moments.cross(group: 0, isCentered: true)
+    return weight.indices.map { index in
+      (0..<n).reduce(0) { $0 + Double(weight[index / n * n + $1]) * cross[$1 * n + index % n] }
+    }
+  }
+
   private func grid(_ rows: Int, _ columns: Int, scale: Float, bits: Int) -> RoundingGrid {
     RoundingGrid(
       blockColumns: columns, blocks: 1, scales: [Float](repeating: scale, count: rows),
@@ -56,7 +65,7 @@ import Testing
     let weight = random.floats(columns)
     let scale: Float = bits == 2 ? 0.6 : 0.25
     let solver = try GramSolver(
-      weight: weight, gram: gram, cross: nil, columns: columns, shrinkage: 0.01,
+      weight: weight, gram: gram, surplus: nil, columns: columns, shrinkage: 0.01,
       correctionShrinkage: 1, isFloorOrCeil: isFloorOrCeil)
     let grid = grid(1, columns, scale: scale, bits: bits)
     try solver.begin(solver.feedback(grid).codes, grid)
@@ -103,10 +112,10 @@ import Testing
     let (n, rows) = (48, 20)
     let moments = try statistics(n, 200, seed: 9)
     var random = SeededGenerator(seed: 2)
+    let weight = random.floats(rows * n)
     let solver = try GramSolver(
-      weight: random.floats(rows * n), gram: moments.gram(group: 0, isCentered: true),
-      cross: moments.cross(group: 0, isCentered: true), columns: n, shrinkage: 0.01,
-      correctionShrinkage: 0.05)
+      weight: weight, gram: moments.gram(group: 0, isCentered: true),
+      surplus: surplus(weight, moments), columns: n, shrinkage: 0.01, correctionShrinkage: 0.05)
     let count = rows * blocks
     let grid = RoundingGrid(
       blockColumns: n / blocks, blocks: blocks, scales: [Float](repeating: 0.16, count: count),
@@ -210,7 +219,8 @@ import Testing
     }
   }
 
-  @Test(arguments: [1, 5, 63, 64, 65, 200]) func choleskySolves(_ n: Int) throws {
+  // One tile, its end, several with a rest.
+  @Test(arguments: [1, 5, 191, 192, 193, 450]) func choleskySolves(_ n: Int) throws {
     var random = SeededGenerator(seed: UInt64(n))
     let b = random.floats(n * n).map(Double.init)
     var a = [Double](repeating: 0, count: n * n)
@@ -240,8 +250,16 @@ import Testing
     for (got, want) in zip(rows, x) {
       #expect(abs(got - want) <= 4 * Double(n) * 0x1p-52 * condition * Double(n).squareRoot())
     }
-    a[0] = -1
-    #expect(throws: HalfstepError.self) { try CholeskyFactor(a, size: n) }
+    // The upper triangle holds what it held.
+    for i in 0..<n {
+      for j in i + 1..<max(n, i + 1) { #expect(factor.elements[i * n + j] == a[i * n + j]) }
+    }
+    for bad in [-1, .nan, .infinity] {
+      var broken = a
+      broken[n * n - 1] = bad
+      let error = #expect(throws: HalfstepError.self) { try CholeskyFactor(broken, size: n) }
+      #expect(error?.message.contains("at row \(n - 1)") == true)
+    }
   }
 
   @Test func deadInputsFewRowsAndBadSums() throws {
@@ -249,7 +267,7 @@ import Testing
     let zeros = [Double](repeating: 0, count: 36)
     let weight: [Float] = [0.1, -0.2, 0.3, 0.74, -0.55, 0]
     let dead = try GramSolver(
-      weight: weight, gram: zeros, cross: zeros, columns: 6, shrinkage: 0.01,
+      weight: weight, gram: zeros, surplus: weight.map { _ in 0 }, columns: 6, shrinkage: 0.01,
       correctionShrinkage: 0.1)
     let grid = grid(1, 6, scale: 0.1, bits: 4)
     try dead.begin(dead.feedback(grid).codes, grid)
@@ -259,10 +277,10 @@ import Testing
     }
     // Fewer rows than columns: singular, held up by shrinkage.
     let few = try statistics(40, 10, seed: 3)
+    let same = [Float](repeating: 0.3, count: 40)
     let singular = try GramSolver(
-      weight: [Float](repeating: 0.3, count: 40), gram: few.gram(group: 0, isCentered: true),
-      cross: few.cross(group: 0, isCentered: true), columns: 40, shrinkage: 0.01,
-      correctionShrinkage: 0.1)
+      weight: same, gram: few.gram(group: 0, isCentered: true), surplus: surplus(same, few),
+      columns: 40, shrinkage: 0.01, correctionShrinkage: 0.1)
     let wide = self.grid(1, 40, scale: 0.1, bits: 4)
     try singular.begin(singular.feedback(wide).codes, wide)
     let codes = singular.result()
@@ -271,19 +289,20 @@ import Testing
     nan[7] = .nan
     #expect(throws: HalfstepError.self) {
       try GramSolver(
-        weight: weight, gram: nan, cross: nil, columns: 6, shrinkage: 0.1, correctionShrinkage: 1)
+        weight: weight, gram: nan, surplus: nil, columns: 6, shrinkage: 0.1, correctionShrinkage: 1)
     }
   }
 
   @Test func threadsDoNotMatter() throws {
     func run() throws -> [Float] {
-      let moments = try statistics(150, 400, seed: 6)
+      let n = 450
+      let moments = try statistics(n, 600, seed: 6)
       var random = SeededGenerator(seed: 1)
+      let weight = random.floats(70 * n)
       let solver = try GramSolver(
-        weight: random.floats(70 * 150), gram: moments.gram(group: 0, isCentered: true),
-        cross: moments.cross(group: 0, isCentered: true), columns: 150, shrinkage: 0.02,
-        correctionShrinkage: 0.05)
-      let grid = grid(70, 150, scale: 0.14, bits: 4)
+        weight: weight, gram: moments.gram(group: 0, isCentered: true),
+        surplus: surplus(weight, moments), columns: n, shrinkage: 0.02, correctionShrinkage: 0.05)
+      let grid = grid(70, n, scale: 0.14, bits: 4)
       try solver.begin(solver.feedback(grid).codes, grid)
       try solver.descend(sweeps: 2)
       return solver.result() + solver.costs().map { Float($0) }

@@ -85,7 +85,7 @@ import Testing
   /// adds 2 / 4, so that the target is 1.5, which a grid of steps of 0.5 holds.
   @Test func solverAimsAtProductAndSurplus() throws {
     let solver = try GramSolver(
-      weight: [1], gram: [4], cross: nil, shift: [2], columns: 1, shrinkage: 1e-9,
+      weight: [1], gram: [4], surplus: [2], columns: 1, shrinkage: 1e-9,
       correctionShrinkage: 1e-9)
     let grid = RoundingGrid(blockColumns: 1, blocks: 1, scales: [0.5], low: [-8], high: [7])
     try solver.begin(solver.feedback(grid).codes, grid)

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+// The sums over a layer's rows that it is rounded by.
+
+import HalfstepGraph
+import HalfstepNumerics
+
+/// Second moments of a layer's rows x, seen or expected, and of what its output shall be besides w·x, e.
+protocol RowMoments {
+  /// Mean of x, `[columns]`.
+  func mean(group: Int) -> [Double]
+  /// The mean of x·xᵀ, `[columns, columns]`, around the means if they are left to the bias.
+  func gram(group: Int, isCentered: Bool) -> [Double]
+  /// Mean of e, `[outputs]`; nil for zeros.
+  func surplusMean(group: Int) -> [Double]?
+  /// The mean of e·xᵀ, `[outputs, columns]`, around the means if they are left to the bias; nil for zeros.
+  func surplus(group: Int, isCentered: Bool) -> [Double]?
+}
+
+/// Sums over the rows of a layer's data.
+///
+/// What the output shall be besides w·x is what the float layer makes of how the float network's input
+/// differs from the quantized one, w·d, and what the layer has to make up for in a sum. Its moments are as
+/// many as weights, where those of d would be as many as columns squared.
+struct LayerMoments: RowMoments {
+  private var statistics: GramStatistics
+  private var target: TargetMoments?
+  private let layout: WeightLayout
+  /// The float weights, `[groups, outputs, columns]`.
+  private let weights: [Float]
+
+  /// Creates empty sums.
+  ///
+  /// - Parameter withTarget: Whether e is summed, or taken for zero.
+  init(_ problem: LayerProblem, withTarget: Bool) throws(HalfstepError) {
+    layout = problem.layer.layout
+    statistics = try GramStatistics(
+      groups: layout.groups, columns: layout.columns, keepsCross: false)
+    target =
+      withTarget
+      ? TargetMoments(
+        groups: layout.groups, outputs: layout.outputsPerGroup, columns: layout.columns) : nil
+    weights = withTarget ? try WeightPositions.matrices(problem) : []
+  }
+
+  /// Adds the rows to learn from, or those to validate on.
+  ///
+  /// - Parameter rows: Rows that are wanted of many to learn from, or 16 for each column if that is more;
+  ///   of each piece to validate on as many as of one to learn from.
+  /// - Throws: `HalfstepError.nonFiniteValue` for values that are not finite, or too large to be summed.
+  mutating func add(
+    _ problem: LayerProblem, isHeldOut: Bool, rows: Int
+  ) throws(HalfstepError) {
+    var limit = GramRounding.rowLimit(problem, rows)
+    if isHeldOut {
+      let pieces = (0..<problem.chunkCount).count { problem.isHeldOut($0) }
+      limit = max(limit * pieces / max(problem.chunkCount - pieces, 1), 1)
+    }
+    for chunk in 0..<problem.chunkCount {
+      if problem.chunkCount > 1, problem.isHeldOut(chunk) != isHeldOut { continue }
+      try problem.forEachPanel(
+        chunk, limit: limit, isHeldOut: isHeldOut, height: GramRounding.panelHeight
+      ) { (panel) throws(HalfstepError) in
+        try statistics.add(rows: panel.quantized, count: panel.count)
+        guard target != nil else { return }
+        let surplus = try surplus(panel, try problem.sumErrors(chunk, panel.rows, panel.unfolding))
+        try target?.add(rows: panel.quantized, targets: surplus, count: panel.count)
+      }
+      try problem.progress(0.3 * Double(chunk + 1) / Double(problem.chunkCount))
+    }
+    guard statistics.isFinite, target?.isFinite ?? true else {
+      throw GramRounding.nonFiniteInput(problem)
+    }
+  }
+
+  /// What the output shall be besides w·x, `[groups, outputs, count]`.
+  private func surplus(
+    _ panel: LayerProblem.Panel, _ sumErrors: [Float]?
+  ) throws(HalfstepError) -> [Float] {
+    let (outputs, columns, count) = (layout.outputsPerGroup, layout.columns, panel.count)
+    var differences = panel.reference
+    for index in differences.indices { differences[index] -= panel.quantized[index] }
+    var result = sumErrors ?? [Float](repeating: 0, count: layout.groups * outputs * count)
+    try weights.withUnsafeBufferPointer { (weights) throws(HalfstepError) in
+      try differences.withUnsafeBufferPointer { (differences) throws(HalfstepError) in
+        try result.withUnsafeMutableBufferPointer { (result) throws(HalfstepError) in
+          guard let w = weights.baseAddress, let d = differences.baseAddress,
+            let e = result.baseAddress
+          else { return }
+          try MatrixProduct.multiply(
+            groups: layout.groups, rows: outputs, columns: count, inner: columns,
+            .init(w, stride: columns), aStep: outputs * columns, .init(d, stride: count),
+            bStep: columns * count, keep: sumErrors == nil ? 0 : 1, into: e, cStride: count,
+            cStep: outputs * count)
+        }
+      }
+    }
+    return result
+  }
+
+  func mean(group: Int) -> [Double] { statistics.mean(group: group) }
+
+  func gram(group: Int, isCentered: Bool) -> [Double] {
+    statistics.gram(group: group, isCentered: isCentered)
+  }
+
+  func surplusMean(group: Int) -> [Double]? { target?.mean(group: group) }
+
+  func surplus(group: Int, isCentered: Bool) -> [Double]? {
+    target?.moments(group: group, centeredOn: isCentered ? mean(group: group) : nil)
+  }
+}
+
+extension GramRounding {
+  /// Rows of a panel at most: longer sums in float would be less exact.
+  static let panelHeight = 1024
+
+  /// Rows that a layer learns from: many times the unknowns of a row, and enough for narrow layers.
+  static func rowLimit(_ problem: LayerProblem, _ minimum: Int) -> Int {
+    max(1, min(problem.options.maximumRows, max(minimum, 16 * problem.layer.layout.columns)))
+  }
+
+  static func nonFiniteInput(_ problem: LayerProblem) -> HalfstepError {
+    HalfstepError(
+      .nonFiniteValue,
+      "node '\(problem.node.label)': its input holds a NaN, an infinity, or values too large",
+      node: problem.node.label)
+  }
+
+  /// Sums over the rows that are not held out, as compression needs them.
+  ///
+  /// - Parameters:
+  ///   - keepsCross: Whether the float network's inputs differ from the other network's.
+  /// - Throws: `HalfstepError.nonFiniteValue` for values that are not finite, or too large to be summed.
+  package static func statistics(
+    of problem: LayerProblem, keepsCross: Bool = true
+  ) throws(HalfstepError) -> GramStatistics {
+    let layout = problem.layer.layout
+    var statistics = try GramStatistics(
+      groups: layout.groups, columns: layout.columns, keepsCross: keepsCross)
+    let limit = rowLimit(problem, 8192)
+    for chunk in 0..<problem.chunkCount {
+      if problem.chunkCount > 1, problem.isHeldOut(chunk) { continue }
+      try problem.forEachPanel(chunk, limit: limit, isHeldOut: false, height: panelHeight) {
+        (panel) throws(HalfstepError) in
+        if !keepsCross { return try statistics.add(rows: panel.quantized, count: panel.count) }
+        var differences = panel.reference
+        for index in differences.indices { differences[index] -= panel.quantized[index] }
+        try statistics.add(rows: panel.quantized, differences: differences, count: panel.count)
+      }
+      try problem.progress(0.3 * Double(chunk + 1) / Double(problem.chunkCount))
+    }
+    guard statistics.isFinite else { throw nonFiniteInput(problem) }
+    return statistics
+  }
+}
