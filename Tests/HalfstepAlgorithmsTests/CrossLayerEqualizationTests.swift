@@ -277,6 +277,34 @@ import Testing
     #expect(error?.message == "node 'conv1' bias: channel 1 is nan")
   }
 
+  @Test(arguments: [CrossLayerEqualization.Options.Method.converged, .aimet])
+  func notANumberIsNamedInLayersThatNothingScales(
+    method: CrossLayerEqualization.Options.Method
+  ) throws {
+    let lines = [
+      "a = Conv(x, wa[4,3,1,1], ba[4])", "r = Relu(a)", "b = Conv(r, wb[4,4,1,1])",
+      "s = Sigmoid(b)", "c = Conv(s, wc[2,4,1,1], bc[2])", "y = Sigmoid(c)",
+    ]
+    var options = CrossLayerEqualization.Options()
+    options.method = method
+    var sound = try TextGraph.make(lines)
+    try CrossLayerEqualization(options: options).apply(to: &sound)
+    for (name, value) in [("wc", Float.nan), ("wc", -.infinity), ("bc", .nan)] {
+      var graph = try TextGraph.make(lines)
+      let tensor = try #require(graph.initializers[name])
+      var values = try tensor.floats()
+      values[1] = value
+      graph.initializers[name] = try Tensor(values, shape: tensor.shape.dimensions)
+      let before = try #require(graph.initializers["wa"]).floats()
+      let node = try #require(graph.nodes.first { $0.outputs == ["c"] }).label
+      let error = #expect(throws: HalfstepError.self) {
+        try CrossLayerEqualization(options: options).apply(to: &graph)
+      }
+      #expect(error?.code == .nonFiniteValue && error?.node == node)
+      #expect(try graph.initializers["wa"]?.floats() == before)
+    }
+  }
+
   @Test func optionsAreChecked() throws {
     var wrong = [CrossLayerEqualization.Options](repeating: .init(), count: 4)
     wrong[0].maximumIterations = 0

@@ -160,7 +160,7 @@ extension EqualizationPass {
   }
 
   /// Largest weight of each output or input channel.
-  private func ranges(_ place: Int, ofOutputs: Bool) throws(HalfstepError) -> [Double] {
+  private mutating func ranges(_ place: Int, ofOutputs: Bool) throws(HalfstepError) -> [Double] {
     let layout = layers[place].layer.layout
     let slices = try slices(place).floats()
     var result = [Double](

@@ -92,6 +92,7 @@ package struct CrossLayerEqualization: Sendable {
     case .converged: try pass.equalizeUntilConverged(options, progress)
     case .aimet: try pass.equalizeLikeAIMET(absorbsHighBiases: options.absorbsHighBiases)
     }
+    try pass.expectFiniteRest()
     try pass.finish(&graph)
     graph.checkInvariants()
     return pass.report

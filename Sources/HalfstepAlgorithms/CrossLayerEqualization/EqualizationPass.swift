@@ -25,6 +25,8 @@ struct EqualizationPass {
   var layers: [LayerState] = []
   /// Place in `layers` by node position.
   var layerAt: [Int: Int] = [:]
+  /// Positions of nodes whose weights are known to be finite.
+  private var checked: Set<Int> = []
   /// Bounds that become constants per channel, by node position.
   private var newBounds: [Int: (bound: ChannelTracker.Bound, limits: [Double])] = [:]
   private var scalings: WeightScalings = WeightScalings()
@@ -210,15 +212,39 @@ struct EqualizationPass {
   // MARK: Both methods
 
   /// One value for each kernel slice of a layer that has the slice's largest magnitude.
-  func slices(_ place: Int) throws(HalfstepError) -> Tensor {
+  mutating func slices(_ place: Int) throws(HalfstepError) -> Tensor {
     let state = layers[place]
     let result = try state.layer.layout.slices(state.weight)
-    guard try WeightLayout.largestMagnitude(result).isFinite else {
-      throw HalfstepError(
-        .nonFiniteValue,
-        "node '\(state.label)' weight \(state.weight.shape): NaN or infinite", node: state.label)
-    }
+    try expectFinite(result, of: state.weight, state.label)
+    checked.insert(state.layer.node)
     return result
+  }
+
+  /// Refuses NaN and infinity in layers that nothing was scaled by as well.
+  func expectFiniteRest() throws(HalfstepError) {
+    for position in graph.nodes.indices {
+      guard let layer = LinearLayer(graph, at: position, index) else { continue }
+      let label = graph.nodes[position].label
+      if !checked.contains(position) {
+        let weight = try layer.weight(in: graph, index)
+        try expectFinite(weight, of: weight, label)
+      }
+      let bias = try layer.bias(in: graph, index)
+      if let channel = bias.firstIndex(where: { !$0.isFinite }) {
+        throw HalfstepError(
+          .nonFiniteValue, "node '\(label)' bias: channel \(channel) is \(bias[channel])",
+          node: label)
+      }
+    }
+  }
+
+  private func expectFinite(
+    _ values: Tensor, of weight: Tensor, _ label: String
+  ) throws(HalfstepError) {
+    guard try WeightLayout.largestMagnitude(values).isFinite else {
+      throw HalfstepError(
+        .nonFiniteValue, "node '\(label)' weight \(weight.shape): NaN or infinite", node: label)
+    }
   }
 
   /// Multiplies the weights that write and read channels; the bias and the record of a folded batch

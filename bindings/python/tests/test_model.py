@@ -361,6 +361,19 @@ def test_nan_in_a_weight_is_named(model):
     assert model.to_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["conv1.weight", "conv2.bias", "fc.weight"])
+def test_nan_in_a_layer_that_equalization_leaves_alone_is_named(model, name):
+    model.fold_batch_norms()
+    assert name in model.initializers
+    value = model.initializers[name].copy()
+    value.flat[-1] = np.nan
+    model.set_initializer(name, value)
+    before = model.to_bytes()
+    with pytest.raises(halfstep.NonFiniteValueError, match=name.split(".")[0]):
+        model.equalize()
+    assert model.to_bytes() == before
+
+
 def test_every_error_can_be_pickled():
     for cls in halfstep.HalfstepError.__subclasses__():
         again = pickle.loads(pickle.dumps(cls("tensor 'a': broken")))

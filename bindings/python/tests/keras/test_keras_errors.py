@@ -145,6 +145,24 @@ def test_equalization_that_is_cancelled_leaves_the_model(in_place):
     assert calls and all(total == 50 for _, total in calls)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("name", ["conv1", "head"])
+def test_equalization_refuses_weights_that_are_not_finite(name, in_place):
+    keras.utils.set_random_seed(0)
+    model = small()
+    # Nothing scales the head, behind a sum of two tensors.
+    layer = model.get_layer(name)
+    values = layer.kernel.numpy()
+    values.flat[2] = np.nan
+    layer.kernel.assign(values)
+    before = [weight.numpy() for weight in model.weights]
+    with pytest.raises(NonFiniteValueError, match=f"'{name}'"):
+        equalize_model(model, in_place=in_place)
+    for old, weight in zip(before, model.weights, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), old)
+    assert np.isnan(model(X).numpy()).any()
+
+
 def test_simulations_refuse_what_they_cannot_be(folded):
     for options, error, text in (
         ({"quant_scheme": "none"}, UnknownNameError, "'none'"),

@@ -78,6 +78,17 @@ def test_a_weight_that_is_not_finite_is_named():
         QuantizationSimModel(net, X[:1])
 
 
+def test_equalization_refuses_a_layer_that_it_would_leave_alone():
+    net = torch_networks.network().eval()
+    with torch.no_grad():
+        net.fc.weight[0, 0] = torch.nan
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(NonFiniteValueError, match=r"weight.*NaN or infinite"):
+        equalize_model(net, X[:1])
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+
+
 def test_a_model_on_two_devices_is_refused():
     net = torch_networks.network()
     net.fc.to("meta")
