@@ -18,8 +18,14 @@ from halfstep.errors import (  # noqa: E402
     InvalidArgumentError,
 )
 from halfstep.torch import (  # noqa: E402
+    AdaroundParameters,
     QuantizationSimModel,
+    QuantParams,
     UntraceableModelError,
+    apply_adaround,
+    apply_seq_mse,
+    correct_bias,
+    fold_all_batch_norms,
     load_checkpoint,
     save_checkpoint,
 )
@@ -230,6 +236,49 @@ def test_what_needs_the_whole_graph_says_so(sim, tmp_path):
     with pytest.raises(UntraceableModelError, match=r"graph of the whole network.*if x\.max"):
         sim.onnx.export(tmp_path / "q.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_rounding_says_what_is_in_the_way_and_what_to_do(sim, tmp_path):
+    params = AdaroundParameters([X], 1)
+    before = [p.clone() for n, p in sim.model.named_parameters() if n.endswith("weight")]
+    reason = r"if x\.max.*round the modules that can be traced one by one with apply_adaround"
+    with pytest.raises(UntraceableModelError, match=reason):
+        apply_seq_mse(sim, [X])
+    with pytest.raises(UntraceableModelError, match=reason):
+        apply_adaround(early(), X[:1], params, tmp_path, "net")
+    with pytest.raises(UntraceableModelError, match=reason):
+        correct_bias(early(), QuantParams(), 8, [X], 8)
+    after = [p for n, p in sim.model.named_parameters() if n.endswith("weight")]
+    assert before and all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not list(tmp_path.iterdir())
+
+    # As the message and docs/pytorch.md have it.
+    net, seen = early(), []
+    handle = net.block.register_forward_hook(lambda module, args, result: seen.append(args[0]))
+    outputs(net)
+    handle.remove()
+    wanted = outputs(net.block, seen[0])
+    fold_all_batch_norms(net.block, dummy_input=seen[0][:1])
+    net.block = apply_adaround(
+        net.block, seen[0][:1], AdaroundParameters(seen, 1), tmp_path, "block", progress=False
+    )
+    document = json.loads((tmp_path / "block.encodings").read_text())
+    for entry in document["param_encodings"]:
+        entry["name"] = f"block.{entry['name']}"
+    with pytest.warns(UserWarning, match=r"if x\.max"):
+        rounded = QuantizationSimModel(net, X[:1], default_param_bw=4, fallback="modules")
+    rounded.set_and_freeze_param_encodings(document)
+    rounded.compute_encodings([X])
+    for name in ("block.conv1.weight", "block.conv2.weight"):
+        weight = net.get_parameter(name)
+        assert rounded.quantizers[name].bits == 4
+        assert torch.equal(rounded.quantizers[name](weight), weight)
+    with pytest.warns(UserWarning, match=r"if x\.max"):
+        nearest = QuantizationSimModel(early(), X[:1], default_param_bw=4, fallback="modules")
+    nearest.compute_encodings([X])
+    blocks = [outputs(simulated.model.block, seen[0]) for simulated in (rounded, nearest)]
+    noise = [float((block - wanted).square().sum()) for block in blocks]
+    assert noise[0] < noise[1]
 
 
 def test_failed_calibrations_name_the_module_and_change_nothing(sim):

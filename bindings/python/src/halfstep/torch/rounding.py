@@ -22,17 +22,23 @@ from ..errors import (
     InvalidArgumentError,
     InvalidStateError,
     UnknownNameError,
-    UnsupportedOperatorError,
 )
 from ..model import Model
 from ..rounding import RoundedLayer
 from ._calibration import Forward, gather
 from ._encodings import set_encoding, write
 from ._network import as_array
+from .errors import UntraceableModelError
 from .folding import _LiveModel
 from .quantizer import Quantizer
 from .simulation import QuantizationSimModel
 
+#: Advice where a network is no graph.
+_INSTEAD = (
+    "rounding needs a graph of the whole network: change that line, or round the modules that can"
+    " be traced one by one with apply_adaround, on data that they get, and put the results in"
+    " their places"
+)
 #: AIMET's constants of gradient AdaRound.
 _REGULARIZATION, _BETA, _WARM_START = 0.01, (20, 2), 0.2
 
@@ -133,7 +139,7 @@ def apply_adaround(
     param_bw_override_list : iterable of (torch.nn.Module, int), optional
         Layers with other widths; every layer finds those before it rounded to theirs.
     ignore_quant_ops_list : iterable of torch.nn.Module, optional
-        Layers that stay in float.
+        Layers that stay in float; none of `param_bw_override_list`.
     default_quant_scheme : str
         How ranges are chosen, as for `QuantizationSimModel`.
     default_config_file : str or path, optional
@@ -241,14 +247,15 @@ def apply_seq_mse(
 
     Raises
     ------
-    UnsupportedOperatorError
-        If the simulation consists of separate modules, because its Python code is no graph.
+    UntraceableModelError
+        If the simulation consists of separate modules, because its Python code is no graph; the
+        message names the line and says what can be done instead.
     EmptyStatisticsError, NonFiniteValueError, ShapeMismatchError, InvalidArgumentError
     UnknownNameError, CancelledError
         The simulation is then as it was.
     """
-    if len(sim._parts) != 1 or sim._parts[0].place:
-        raise UnsupportedOperatorError("rounding needs the network's graph, not separate modules")
+    if sim._obstacle:
+        raise UntraceableModelError(f"{sim._obstacle}; {_INSTEAD}")
     part = sim._parts[0]
     names = {id(module): name for name, module in sim.model.named_modules()}
     excluded: list[str] = list(part.excluded)
@@ -272,7 +279,7 @@ def apply_seq_mse(
         quantizer = part.quantizers.get(f"{modules[-1]}.weight" if modules else "")
         if quantizer is not None and (quantizer.frozen or not quantizer.enabled):
             excluded.append(node)
-        elif quantizer is not None and quantizer.bits != usual:
+        elif quantizer is not None and quantizer.bits != usual and node not in excluded:
             overrides.append((node, quantizer.bits))
     rounded = _by_width(changed, values, usual, overrides, excluded, options, progress)
     for bits, layers in rounded.items():
@@ -380,7 +387,10 @@ class _Work(_LiveModel):
             if any(isinstance(part, Quantizer) for part in model.modules()):
                 raise InvalidStateError("the model has quantizers: round the original")
             self._names = {id(part): name for name, part in model.named_modules()}
-        super().__init__(model if in_place else copy.deepcopy(model), dummy_input, None)
+        try:
+            super().__init__(model if in_place else copy.deepcopy(model), dummy_input, None)
+        except UntraceableModelError as error:
+            raise UntraceableModelError(f"{error}; {_INSTEAD}") from error
 
     def name(self, layer: nn.Module | str) -> str:
         """Return a layer's name in the model."""
