@@ -1069,7 +1069,7 @@ typedef struct hs_rounding_options {
   /// Share of the iterations without it, less than 1; 0 means 0.2, a negative number none.
   double warm_start;
   const char *const
-      *width_layers;      ///< Names of nodes whose weights have other widths; may be NULL.
+      *width_layers;      ///< Nodes whose weights have other widths, none excluded; may be NULL.
   const int32_t *widths;  ///< Their widths, 2 to 16, `[width_count]`.
   size_t width_count;     ///< Length of `width_layers` and of `widths`.
   hs_rounding_progress_fn details;  ///< Told also within layers how far it is; may be NULL.

@@ -51,7 +51,7 @@ public struct RoundingOptions: Hashable, Sendable {
   public var warmStart: Double = 0.2
   /// Fractions of the range that `.sequentialMSE` tries, 1...1000; default 20.
   public var candidates: Int = 20
-  /// Widths of single layers' weights by node name, 2...16; `parameterBits` for all others.
+  /// Widths of single layers' weights by node name, 2...16, none excluded; `parameterBits` for all others.
   public var layerBits: [String: Int] = [:]
   /// Rows of its input that a layer learns from at most, 1 or more; default 32,768.
   public var maximumRows: Int = 1 << 15
@@ -66,6 +66,44 @@ public struct RoundingOptions: Hashable, Sendable {
 
   /// Creates the default options.
   public init() {}
+
+  /// Checks what can be checked without a model and a configuration, as rounding does first.
+  ///
+  /// - Throws: `HalfstepError.invalidArgument` naming the option that is out of range.
+  public func validate() throws(HalfstepError) {
+    for (bits, what) in [(parameterBits, "parameter"), (activationBits ?? 8, "activation")]
+    where !QuantizerSpec.bitRange.contains(bits) {
+      throw HalfstepError(.invalidArgument, "\(what) bits: expected 2...16, got \(bits)")
+    }
+    guard maximumRows > 0 else {
+      throw HalfstepError(
+        .invalidArgument, "maximum rows: expected 1 or more, got \(maximumRows)")
+    }
+    if case .percentile(let share) = scheme, !(50...100).contains(share) {
+      throw HalfstepError(.invalidArgument, "percentile: expected 50...100, got \(share)")
+    }
+    switch method {
+    case .auto, .gram: break
+    case .gradient: try gradientOptions.validate()
+    case .sequentialMSE: try sequentialMSEOptions.validate()
+    }
+  }
+
+  fileprivate var gradientOptions: AdaRoundOptions {
+    var options = AdaRoundOptions()
+    options.iterations = iterations
+    options.regularization = regularization
+    options.beta = .init(start: betaStart, end: betaEnd)
+    options.warmStart = warmStart
+    options.seed = seed
+    return options
+  }
+
+  fileprivate var sequentialMSEOptions: SequentialMSERounder.Options {
+    var options = SequentialMSERounder.Options()
+    options.candidates = candidates
+    return options
+  }
 }
 
 /// How far rounding is.
@@ -157,19 +195,13 @@ extension Model {
       return try reconstruct(
         data, options, GramRounding(options: gram), writesWeights: true, progress, details)
     case .gradient:
-      var adaround = AdaRoundOptions()
-      adaround.iterations = options.iterations
-      adaround.regularization = options.regularization
-      adaround.beta = .init(start: options.betaStart, end: options.betaEnd)
-      adaround.warmStart = options.warmStart
-      adaround.seed = options.seed
-      try adaround.validate()
       return try reconstruct(
-        data, options, AdaRoundRounder(options: adaround), writesWeights: true, progress, details)
+        data, options, AdaRoundRounder(options: options.gradientOptions), writesWeights: true,
+        progress, details)
     case .sequentialMSE:
-      var rounder = SequentialMSERounder()
-      rounder.options.candidates = options.candidates
-      return try reconstruct(data, options, rounder, writesWeights: true, progress, details)
+      return try reconstruct(
+        data, options, SequentialMSERounder(options: options.sequentialMSEOptions),
+        writesWeights: true, progress, details)
     }
   }
 
@@ -233,19 +265,7 @@ extension Model {
       inout Graph, LayerReconstruction.Options, ((LayerReconstruction.Progress) -> Bool)?
     ) throws(HalfstepError) -> LayerReconstruction.Report
   ) throws(HalfstepError) -> RoundingReport {
-    for (bits, what) in [
-      (options.parameterBits, "parameter"), (options.activationBits ?? 8, "activation"),
-    ]
-    where !QuantizerSpec.bitRange.contains(bits) {
-      throw HalfstepError(.invalidArgument, "\(what) bits: expected 2...16, got \(bits)")
-    }
-    guard options.maximumRows > 0 else {
-      throw HalfstepError(
-        .invalidArgument, "maximum rows: expected 1 or more, got \(options.maximumRows)")
-    }
-    if case .percentile(let share) = options.scheme, !(50...100).contains(share) {
-      throw HalfstepError(.invalidArgument, "percentile: expected 50...100, got \(share)")
-    }
+    try options.validate()
     var settings = LayerReconstruction.Options(
       configuration: try RuntimeConfigurationFile.load(
         nameOrPath: options.configuration ?? QuantizationSimModel.defaultConfiguration))

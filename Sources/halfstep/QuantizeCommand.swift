@@ -19,6 +19,8 @@ struct QuantizeCommand: ParsableCommand {
         halfstep quantize net.onnx --calibration photos.npz --array calib --scheme sqnr -o out
         halfstep quantize net.onnx --calibration images.npy --weights 4 --round auto -o out
         halfstep quantize net.onnx --calibration images.npy --weights 4 --config htp_v73 --qdq -o out
+        halfstep quantize net.onnx --calibration images.npy --weights 4 --round adaround \
+          --rounding-iterations 2000 -o out
       """)
 
   @Argument(help: ArgumentHelp("ONNX file.", valueName: "model"), completion: .file())
@@ -61,6 +63,8 @@ struct QuantizeCommand: ParsableCommand {
       valueName: "folder"), completion: .directory)
   var roundingCache: String?
 
+  @OptionGroup(title: "Constants of rounding") var constants: RoundingConstants
+
   @Option(help: ArgumentHelp("Version of the encodings: 0.6.1, 1.0.0 or 2.0.0."))
   var encodings: String = EncodingsVersion.v1_0_0.rawValue
 
@@ -86,6 +90,10 @@ struct QuantizeCommand: ParsableCommand {
     }
     if dataFree && (round == .adaround || round == .seqMSE) {
       throw usage("--data-free is for --round gram and auto; other methods need the data")
+    }
+    try constants.check(for: round)
+    if round != .nearest {
+      try attempt(.configuring) { () throws(HalfstepError) in try roundingOptions.validate() }
     }
     let version = try attempt(.configuring) { () throws(HalfstepError) in
       try EncodingsVersion(text: encodings)
@@ -126,7 +134,7 @@ struct QuantizeCommand: ParsableCommand {
     try write(sim, version)
   }
 
-  private func rounded(_ network: inout Model, _ inputs: [String: Tensor]) throws {
+  private var roundingOptions: RoundingOptions {
     var options = simulation.roundingOptions
     switch round {
     case .nearest, .auto: break
@@ -135,6 +143,12 @@ struct QuantizeCommand: ParsableCommand {
     case .seqMSE: options.method = .sequentialMSE
     }
     options.cacheFolder = roundingCache
+    constants.set(in: &options)
+    return options
+  }
+
+  private func rounded(_ network: inout Model, _ inputs: [String: Tensor]) throws {
+    let options = roundingOptions
     let data = dataFree ? nil : inputs
     let report = try attempt(.reading) { () throws(HalfstepError) in
       let tell = { (state: RoundingProgress) in

@@ -67,6 +67,13 @@ static void test_widths(void) {
   CHECK(strstr(last_error.message, "twice") != NULL);
   options.widths = NULL;
   CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, round_with(&options, &report));
+  options.widths = widths;
+  layers[1] = "project";
+  options.excluded_layers = &layers[1];
+  options.excluded_layer_count = 1;
+  CHECK_STATUS(HS_ERR_INVALID_ARGUMENT, round_with(&options, &report));
+  CHECK(strstr(last_error.message, "'project' is excluded") != NULL);
+  CHECK(report == NULL);
 }
 
 static void test_constants(void) {

@@ -70,6 +70,41 @@ import Testing
     #expect(results[0] == results[1])
   }
 
+  @Test func widthOfAnExcludedLayerIsRefused() throws {
+    let data = ["input": try Fixture.data()]
+    for withData in [true, false] {
+      for method in [RoundingMethod.auto, .gram] {
+        var model = try folded()
+        let before = try model.serialized()
+        var options = RoundingOptions()
+        options.method = method
+        options.layerBits = ["stem": 8]
+        options.excludedLayers = ["stem"]
+        let error = try #require(throws: HalfstepError.self) {
+          try model.adaround(data: withData ? data : nil, options: options)
+        }
+        #expect(error.code == .invalidArgument && error.node == "stem")
+        #expect(error.message.contains("layer 'stem' is excluded"))
+        #expect(try model.serialized() == before)
+      }
+    }
+  }
+
+  @Test func constantsAreCheckedForTheMethodThatHasThem() throws {
+    var options = RoundingOptions()
+    try options.validate()
+    options.candidates = 0
+    options.warmStart = 1
+    try options.validate()
+    for method in [RoundingMethod.sequentialMSE, .gradient] {
+      options.method = method
+      #expect(throws: HalfstepError.self) { try options.validate() }
+    }
+    options.method = .gram
+    options.maximumRows = 0
+    #expect(throws: HalfstepError.self) { try options.validate() }
+  }
+
   @Test func biasCorrectionChangesBiasesOnly() throws {
     let float = try folded()
     var model = float

@@ -355,11 +355,13 @@ extension QuantizationSimulation {
   ///
   /// - Parameter widths: By names or labels of nodes.
   /// - Throws: `HalfstepError.unknownName` for a name that no linear layer has; `.invalidArgument` for
-  ///   a width other than 2...16, or a weight that the configuration does not quantize.
+  ///   a width other than 2...16, a layer that is excluded, a weight that the configuration does not
+  ///   quantize, or different widths of one weight.
   func setLayerBits(_ widths: [String: Int], in graph: Graph) throws(HalfstepError) {
     if widths.isEmpty { return }
     let index = GraphIndex(graph)
     var left = widths
+    var given: [String: (layer: String, bits: Int)] = [:]
     for position in graph.nodes.indices {
       let node = graph.nodes[position]
       guard let bits = widths[node.name] ?? widths[node.label],
@@ -368,12 +370,22 @@ extension QuantizationSimulation {
       left[node.name] = nil
       left[node.label] = nil
       if options.excludedLayers.contains(node.name) || options.excludedLayers.contains(node.label) {
-        continue
-      }
-      guard quantizers[weight] != nil else {
         throw HalfstepError(
-          .invalidArgument, "layer '\(node.label)': the configuration does not quantize its weight",
+          .invalidArgument,
+          "layer widths: layer '\(node.label)' is excluded, so that its weight has no width of \(bits)",
           node: node.label)
+      }
+      guard quantizers[weight]?.isEnabled == true else {
+        throw HalfstepError(
+          .invalidArgument,
+          "layer widths: the configuration does not quantize the weight of layer '\(node.label)'",
+          node: node.label)
+      }
+      if let (other, width) = given.updateValue((node.label, bits), forKey: weight), width != bits {
+        throw HalfstepError(
+          .invalidArgument,
+          "layer widths: layers '\(other)' and '\(node.label)' share a weight: expected one width,"
+            + " got \(width) and \(bits)", node: node.label)
       }
       try setBits(bits, for: weight)
     }

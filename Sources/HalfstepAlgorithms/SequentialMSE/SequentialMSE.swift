@@ -52,6 +52,14 @@ package struct SequentialMSERounder: LayerRounder {
     package var usesAllRows = false
 
     package init() {}
+
+    /// - Throws: `HalfstepError.invalidArgument` for a number of candidates out of range.
+    package func validate() throws(HalfstepError) {
+      guard (1...1000).contains(candidates) else {
+        throw HalfstepError(
+          .invalidArgument, "sequential MSE: expected 1...1000 candidates, got \(candidates)")
+      }
+    }
   }
 
   package var options: Options
@@ -60,11 +68,7 @@ package struct SequentialMSERounder: LayerRounder {
   package var identity: String? { "sequential MSE \(options)" }
 
   package func round(_ problem: LayerProblem) throws(HalfstepError) -> LayerRounding {
-    guard (1...1000).contains(options.candidates) else {
-      throw HalfstepError(
-        .invalidArgument,
-        "sequential MSE: expected 1...1000 candidates, got \(options.candidates)")
-    }
+    try options.validate()
     let base = try Encoding.make(for: problem.weight, spec: problem.spec, scheme: .minMax)
     let candidates = try (1...options.candidates).map { (number) throws(HalfstepError) in
       try base.scaled(by: Double(number) / Double(options.candidates))

@@ -137,6 +137,7 @@ PyObject *run_of(core_state *state, handle_lock *lock, void *handle, run_fn run,
 /// What report_progress() needs as its `user_data`.
 typedef struct progress_context {
   PyObject *callable;     ///< Or None: then only signals are looked for.
+  PyObject *details;      ///< Only for rounding: gets more; NULL if nobody asked.
   PyThreadState *thread;  ///< PyEval_SaveThread()'s result, from before the library was called.
 } progress_context;
 

@@ -24,6 +24,24 @@ static PyObject *rounded_layers(core_state *state, hs_rounding_report *report) {
   return status == HS_OK ? layers : raise_error(state, &error);
 }
 
+/// An hs_rounding_progress_fn that calls a Python callable, as report_progress() does another.
+static int32_t report_details(const hs_rounding_progress *progress, void *user_data) {
+  progress_context *context = user_data;
+  PyEval_RestoreThread(context->thread);
+  PyObject *left =
+      progress->seconds_left >= 0 ? PyFloat_FromDouble(progress->seconds_left) : Py_NewRef(Py_None);
+  PyObject *answer = NULL;
+  if (left) {
+    answer = PyObject_CallFunction(context->details, "nnNdN", (Py_ssize_t)progress->completed,
+                                   (Py_ssize_t)progress->total, text_of(progress->layer),
+                                   progress->fraction, left);
+  }
+  int32_t result = !answer || answer == Py_False;
+  Py_XDECREF(answer);
+  context->thread = PyEval_SaveThread();
+  return result;
+}
+
 typedef hs_status (*round_fn)(hs_model *model, const char *const *names,
                               const hs_tensor_view *values, size_t count,
                               const hs_rounding_options *options, hs_rounding_report **out_report,
@@ -33,6 +51,7 @@ static PyObject *round_with(PyObject *object, PyObject *args, round_fn round) {
   model_object *self = (model_object *)object;
   core_state *state = state_of(object);
   PyObject *values, *configuration, *excluded, *callable, *cache, *width_layers, *width_bytes;
+  PyObject *details;
   Py_ssize_t maximum_rows, maximum_bytes;
   unsigned long long seed;
   hs_rounding_options options;
@@ -42,13 +61,14 @@ static PyObject *round_with(PyObject *object, PyObject *args, round_fn round) {
           state, args,
           "data method param_bits activation_bits quant_scheme percentile config excluded_layers "
           "max_rows max_bytes seed floor_or_ceil iterations block_size reg_param beta_range "
-          "beta_range warm_start num_candidates layer_bits layer_bits cache progress",
-          "OiiiidOO!nnKpiiddddiO!O!OO:adaround", &values, &method, &parameter_bits,
+          "beta_range warm_start num_candidates layer_bits layer_bits cache progress "
+          "details",
+          "OiiiidOO!nnKpiiddddiO!O!OOO:adaround", &values, &method, &parameter_bits,
           &activation_bits, &scheme, &options.percentile, &configuration, &PyTuple_Type, &excluded,
           &maximum_rows, &maximum_bytes, &seed, &floor_or_ceil, &iterations, &block_size,
           &options.regularization, &options.beta_start, &options.beta_end, &options.warm_start,
           &options.candidates, &PyTuple_Type, &width_layers, &PyBytes_Type, &width_bytes, &cache,
-          &callable)) {
+          &callable, &details)) {
     return NULL;
   }
   options.method = method;
@@ -96,8 +116,9 @@ static PyObject *round_with(PyObject *object, PyObject *args, round_fn round) {
     names_release(&excluded_layers);
     return NULL;
   }
-  progress_context context = {.callable = callable};
+  progress_context context = {.callable = callable, .details = details};
   options.progress = report_progress;
+  if (details != Py_None) options.details = report_details;
   options.user_data = &context;
   hs_error error;
   hs_rounding_report *report = NULL;

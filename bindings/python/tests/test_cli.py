@@ -109,6 +109,46 @@ def test_rounding_without_data_and_with_a_cache(folder):
     assert any((folder / "cache").iterdir())
 
 
+CONSTANTS = {
+    "adaround": (
+        *("--rounding-iterations", "1000", "--rounding-regularization", "0.5"),
+        *("--rounding-beta-start", "8", "--rounding-beta-end", "3"),
+        *("--rounding-warm-start", "0.7"),
+    ),
+    "seq-mse": ("--rounding-candidates", "7"),
+}
+SETTINGS = {
+    "adaround": {
+        "method": "gradient",
+        "iterations": 1000,
+        "reg_param": 0.5,
+        "beta_range": (8, 3),
+        "warm_start": 0.7,
+    },
+    "seq-mse": {"method": "sequential_mse", "num_candidates": 7},
+}
+
+
+@pytest.mark.parametrize("method", CONSTANTS)
+def test_constants_of_rounding_are_those_of_python(folder, method):
+    options = CONSTANTS[method]
+    command = ("quantize", folder / "net.onnx", "--calibration", folder / "x.npy", "--weights", "4")
+
+    def rounded(given):
+        run(*command, "--round", method, *given, "-o", folder / "out")
+        return (folder / "out/net.onnx").read_bytes()
+
+    model = halfstep.Model.load(folder / "net.onnx")
+    model.fold_batch_norms()
+    model.equalize()
+    model.adaround(np.load(folder / "x.npy"), param_bits=4, **SETTINGS[method])
+    assert rounded(options) == model.to_bytes()
+    # Each constant arrives: without it, the weights are others.
+    for at in range(0, len(options), 2):
+        if options[at] != "--rounding-iterations":
+            assert rounded((*options[:at], *options[at + 2 :])) != model.to_bytes(), options[at]
+
+
 @pytest.mark.parametrize("version", ["0.6.1", "1.0.0", "2.0.0"])
 def test_versions_and_qdq(folder, version):
     out = folder / "out"
@@ -426,6 +466,26 @@ USAGE = [
         *("quantize", "net.onnx", "--calibration", "x.npy", "-o", "out"),
         *("--data-free", "--round", "adaround"),
     ],
+    *(
+        [*("quantize", "net.onnx", "--calibration", "x.npy", "-o", "out", "--round"), *more]
+        for more in (
+            ("gram", "--rounding-iterations", "9"),
+            ("auto", "--rounding-regularization", "1"),
+            ("seq-mse", "--rounding-beta-start", "9"),
+            ("nearest", "--rounding-beta-end", "9"),
+            ("auto", "--rounding-warm-start", "0.5"),
+            ("adaround", "--rounding-candidates", "9"),
+            ("adaround", "--rounding-iterations", "0"),
+            ("adaround", "--rounding-iterations", "some"),
+            ("adaround", "--rounding-regularization", "nan"),
+            ("adaround", "--rounding-regularization=-1"),
+            ("adaround", "--rounding-beta-start", "0.5"),
+            ("adaround", "--rounding-beta-end", "1001"),
+            ("adaround", "--rounding-warm-start", "1"),
+            ("seq-mse", "--rounding-candidates", "0"),
+            ("seq-mse", "--rounding-candidates", "1001"),
+        )
+    ),
     [
         "quantize",
         "net.onnx",

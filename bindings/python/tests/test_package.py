@@ -14,6 +14,7 @@ import halfstep
 
 MODULES = (
     "halfstep",
+    "halfstep._rounding_methods",
     "halfstep.compression",
     "halfstep.errors",
     "halfstep.model",

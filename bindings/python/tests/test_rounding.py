@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Model.adaround and Model.correct_biases.
+import io
+import re
+
 import numpy as np
 import pytest
+from onnx import helper
 from support import small_models
 
 import halfstep
@@ -155,7 +159,25 @@ def test_layer_widths_are_checked(model, data):
     for bits in (1, 17, 300):
         with pytest.raises(halfstep.InvalidArgumentError, match="layer_bits"):
             model.adaround(data, layer_bits={name: bits})
+    # A layer that stays in float has no width.
+    for batch in (data, None):
+        with pytest.raises(halfstep.InvalidArgumentError, match=f"layer '{name}' is excluded"):
+            model.adaround(batch, layer_bits={name: 8}, excluded_layers=[name])
     assert model.to_bytes() == before
+
+
+def test_a_weight_of_two_layers_has_one_width(data):
+    weight = np.random.default_rng(0).standard_normal((3, 3, 1, 1), np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["t"], name="first"),
+        helper.make_node("Conv", ["t", "w"], ["y"], name="second"),
+    ]
+    shape = ["N", 3, 8, 8]
+    content = small_models.model_of(nodes, {"w": weight}, [shape], [shape])
+    model = halfstep.Model.load(content.SerializeToString())
+    with pytest.raises(halfstep.InvalidArgumentError, match="'first' and 'second' share a weight"):
+        model.adaround(data, layer_bits={"first": 8, "second": 3})
+    assert model.adaround(data, layer_bits={"first": 8, "second": 8})[0].bits == 8
 
 
 @pytest.mark.parametrize(
@@ -207,6 +229,60 @@ def test_bias_correction_keeps_weights(model, data):
     assert any(
         not np.array_equal(value, model.initializers[name]) for name, value in before.items()
     )
+
+
+def test_details_tell_layers_and_time(model, data):
+    names = [layer.name for layer in model.inspect()]
+    for method in ("adaround", "correct_biases"):
+        seen, steps = [], []
+        getattr(model.copy(), method)(
+            data,
+            details=seen.append,
+            progress=lambda done, total, steps=steps: steps.append((done, total)),
+        )
+        assert all(isinstance(state, halfstep.RoundingProgress) for state in seen)
+        assert [s.completed for s in seen] == sorted(s.completed for s in seen)
+        assert {s.layer for s in seen} <= {*names, "calibration"} and len(seen) > len(names)
+        assert {s.total for s in seen[-len(names) :]} == {len(names)}
+        assert all(0 <= state.fraction <= 1 for state in seen)
+        times = [s.seconds_left for s in seen]
+        assert times[0] is None and all(t is None or 0 <= t < 600 for t in times)
+        assert any(t is not None for t in times)
+        assert steps[-1] == (len(names), len(names))
+
+
+def test_details_cancel_and_raise(model, data):
+    before = model.to_bytes()
+    with pytest.raises(halfstep.CancelledError):
+        model.adaround(data, details=lambda state: state.completed < 1)
+
+    def fail(state):
+        raise KeyError(state.layer)
+
+    with pytest.raises(KeyError, match="calibration"):
+        model.adaround(data, details=fail)
+    assert model.to_bytes() == before
+
+
+def test_the_bar_shows_the_time_that_is_left(model, data, monkeypatch):
+    tqdm = pytest.importorskip("tqdm")
+    texts = io.StringIO()
+
+    class Bar(tqdm.tqdm):
+        """A bar on a terminal that is none."""
+
+        def __init__(self, **options):
+            assert options.pop("disable") is None
+            super().__init__(**options, file=texts, ncols=100, mininterval=0)
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    layers = model.adaround(data, method="gradient", iterations=200, progress=True)
+    lines = texts.getvalue().split("\r")
+    count = len(layers)
+    assert any(re.search(r"rounding: .*, about \d+ s left\]", line) for line in lines), lines
+    # tqdm's own estimate, from whole layers, is not there beside it.
+    assert not any("it/s" in line or "<" in line for line in lines)
+    assert f" {count}/{count} layers [" in lines[-1] and "100%" in lines[-1]
 
 
 def test_cancelled_and_refused_runs_leave_the_model(model, data):

@@ -56,7 +56,7 @@ from .errors import (
 from .model import Model
 from .quantizers import Encoding, LoadReport, Quantizer
 from .records import EqualizationReport, EqualizedSet, Fold, Layer, TensorInfo
-from .rounding import RoundedLayer
+from .rounding import RoundedLayer, RoundingProgress
 from .simulation import QuantizationSimModel
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ __all__ = [
     "QuantizationSimModel",
     "Quantizer",
     "RoundedLayer",
+    "RoundingProgress",
     "ShapeMismatchError",
     "TensorInfo",
     "TypeMismatchError",

@@ -61,6 +61,7 @@ class Model:
         widths: bytes,
         cache: str | None,
         progress: Callable[[int, int], object] | None,
+        details: Callable[[int, int, str, float, float | None], object] | None,
         /,
     ) -> list[tuple[str, str, int, float, float, str]]: ...
     def correct_biases(
@@ -88,6 +89,7 @@ class Model:
         widths: bytes,
         cache: str | None,
         progress: Callable[[int, int], object] | None,
+        details: Callable[[int, int, str, float, float | None], object] | None,
         /,
     ) -> list[tuple[str, str, int, float, float, str]]: ...
 

@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ._progress import Reporter
@@ -34,6 +35,28 @@ class RoundedLayer(NamedTuple):
     kept: str
 
 
+class RoundingProgress(NamedTuple):
+    """How far rounding is."""
+
+    #: Layers that are done.
+    completed: int
+    #: Layers in all.
+    total: int
+    #: Name of the layer at work; ``"calibration"`` before the first.
+    layer: str
+    #: Share of that layer that is done, 0 to 1.
+    fraction: float
+    #: About how many seconds the rest will take; None while too little is done to tell.
+    seconds_left: float | None
+
+
+#: Gets a `RoundingProgress` now and then; cancels by returning False.
+Details = Callable[[RoundingProgress], object]
+
+#: The engine's estimate of the time left takes the place of tqdm's, which knows only whole layers.
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}s [{elapsed}{postfix}]"
+
+
 class Settings(NamedTuple):
     """Keyword arguments of both methods."""
 
@@ -56,6 +79,7 @@ class Settings(NamedTuple):
     warm_start: float = 0.2
     num_candidates: int = 20
     layer_bits: Mapping[str, int] | None = None
+    details: Details | None = None
 
     def constants(self) -> tuple[float, float, float, float, int]:
         """Give what gradient descent and the search of scales work with, as the engine takes it."""
@@ -121,7 +145,8 @@ def round_model(
             raise InvalidArgumentError(f"layer_bits: '{name}': expected 2 to 16, got {value}")
     config = None if settings.config is None else os.fspath(settings.config)
     values = None if data is None else _joined(data, infos)
-    with Reporter(progress, what, "layer") as report:
+    reporter = Reporter(progress, what, "layer", _BAR)
+    with reporter as report:
         rows = method(
             values,
             _METHODS[settings.method],
@@ -142,5 +167,20 @@ def round_model(
             array("i", layer_bits.values()).tobytes(),
             None if settings.cache is None else os.fspath(settings.cache),
             report,
+            _teller(reporter, settings.details),
         )
     return tuple(RoundedLayer(*row) for row in rows)
+
+
+def _teller(reporter: Reporter, details: Details | None) -> Callable[..., object] | None:
+    """What the native module calls within layers; None if nobody looks."""
+    if reporter.bar is None and details is None:
+        return None
+
+    def tell(*state: Any) -> object:
+        progress = RoundingProgress(*state)
+        if reporter.bar is not None and progress.seconds_left is not None:
+            reporter.note(f"about {math.ceil(progress.seconds_left)} s left")
+        return None if details is None else details(progress)
+
+    return tell
