@@ -2,6 +2,7 @@
 // Parallel loops on the OpenMP threads that oneDNN uses, so that the two never compete for cores.
 
 import COpenMP
+import Synchronization
 
 #if canImport(Glibc)
   import Glibc
@@ -44,6 +45,21 @@ package enum Parallel {
               job.body(part, lower..<upper)
             }
           }, pointer, UInt32(threads), 0)
+      }
+    }
+  }
+
+  /// Runs `body` for every index below `count`, each on whichever thread is free, in their order.
+  ///
+  /// For few indices of unequal work. `body` is as that of `forEachRange`; its thread 0 is the one that
+  /// called.
+  package static func forEach(_ count: Int, _ body: (_ thread: Int, _ index: Int) -> Void) {
+    let next = Atomic(0)
+    forEachRange(threadCount(for: count, grain: 1), grain: 1) { thread, _ in
+      while true {
+        let index = next.wrappingAdd(1, ordering: .relaxed).oldValue
+        if index >= count { break }
+        body(thread, index)
       }
     }
   }

@@ -37,11 +37,12 @@ package final class Session {
   ///   - observed: Tensors that `run` hands to its observer, before they are quantized. Tensors
   ///     that do not hold floats are not shown.
   ///   - extraOutputs: Tensors that `run` returns besides the graph's outputs.
+  ///   - isForRuns: False if only `outputShapes` will be asked for; then nothing may be run.
   /// - Throws: `HalfstepError.unsupportedOperator` naming every operator it cannot run;
   ///   `.unknownName` for a tensor that the graph does not have.
   package init(
     graph: Graph, quantized: [String: Encoding] = [:], observed: Set<String> = [],
-    extraOutputs: [String] = []
+    extraOutputs: [String] = [], isForRuns: Bool = true
   ) throws(HalfstepError) {
     var graph = graph
     try graph.validateAndSort()
@@ -77,7 +78,8 @@ package final class Session {
     self.program = Program(
       graph: graph, quantized: quantized, observed: observed, results: results,
       fusion: Fusion(graph, index, needed: needed, kept: kept), needed: needed,
-      constants: ConstantStore(), observer: ObserverSlot(), limit: SystemMemory.limit)
+      constants: ConstantStore(), observer: ObserverSlot(), limit: SystemMemory.limit,
+      isForRuns: isForRuns)
   }
 
   /// Runs the graph.

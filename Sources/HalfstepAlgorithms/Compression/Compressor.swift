@@ -274,14 +274,18 @@ package struct Compressor: Sendable {
     } else {
       try forEach(chosen, items, progress) { (position) throws(HalfstepError) in
         let item = items[position]
+        let rank = units[position] ?? 1
         let decomposition: SingularDecomposition
-        if chosen.count == 1, let known = prepared.decomposition(position) {
+        if chosen.count > 1 {
+          decomposition = try item.decomposition(graph, rank: rank)
+        } else if let known = prepared.decomposition(position) {
           decomposition = known
         } else {
+          // A greedy choice goes on to ask for other ranks of the layer.
           decomposition = try item.decomposition(graph)
+          prepared.keep(decomposition, position)
         }
-        if chosen.count == 1 { prepared.keep(decomposition, position) }
-        let factors = decomposition.factors(rank: units[position] ?? 1, form)
+        let factors = decomposition.factors(rank: rank, form)
         return try item.weights(factors.left, factors.rightTransposed)
       } store: {
         weights[$0] = $1
@@ -338,29 +342,34 @@ package struct Compressor: Sendable {
     }
     let order = positions.sorted { (work($0), $1) > (work($1), $0) }
     let all = order.reduce(0) { $0 + work($1) }
-    var done = 0.0
     try progress(0)
-    var start = 0
-    while start < order.count {
-      let wave = Array(order[start..<min(start + Parallel.maximumThreads, order.count)])
-      var results = [Result<Value, HalfstepError>?](repeating: nil, count: wave.count)
-      try LAPACK.onOneThread { () throws(HalfstepError) in
-        results.withUnsafeMutableBufferPointer { results in
-          nonisolated(unsafe) let results = results
-          Parallel.forEachRange(wave.count, grain: 1) { _, range in
-            for index in range {
-              results[index] = Result { () throws(HalfstepError) in try compute(wave[index]) }
-            }
+    var results = [Result<Value, HalfstepError>?](repeating: nil, count: order.count)
+    let state = Mutex((done: 0.0, failure: HalfstepError?.none))
+    try LAPACK.onOneThread { () throws(HalfstepError) in
+      results.withUnsafeMutableBufferPointer { results in
+        nonisolated(unsafe) let results = results
+        Parallel.forEach(order.count) { thread, index in
+          guard state.withLock({ $0.failure == nil }) else { return }
+          results[index] = Result { () throws(HalfstepError) in try compute(order[index]) }
+          let done = state.withLock {
+            $0.done += work(order[index])
+            return $0.done
+          }
+          // Only the thread that called may call back.
+          guard thread == 0 else { return }
+          do throws(HalfstepError) {
+            try progress(all > 0 ? min(done / all, 1) : 1)
+          } catch {
+            state.withLock { $0.failure = error }
           }
         }
       }
-      for (position, result) in zip(wave, results) {
-        if let result { store(position, try result.get()) }
-        done += work(position)
-      }
-      start += wave.count
-      try progress(all > 0 ? done / all : 1)
     }
+    if let failure = state.withLock({ $0.failure }) { throw failure }
+    for (position, result) in zip(order, results) {
+      if let result { store(position, try result.get()) }
+    }
+    try progress(1)
   }
 
   // MARK: Automatic ratios

@@ -155,7 +155,7 @@ package enum TensorShapes {
     // Nothing but what was asked for has to run.
     var part = graph
     part.outputs = []
-    let session = try Session(graph: part, extraOutputs: computed)
+    let session = try Session(graph: part, extraOutputs: computed, isForRuns: false)
     result.merge(try session.outputShapes(inputs)) { $1 }
     return result
   }

@@ -112,23 +112,30 @@ package struct LowRankLayer: Sendable {
 
   /// The weight as a matrix, `[rowCount, columnCount]`.
   func matrix(_ weight: Tensor) throws(HalfstepError) -> Matrix {
-    var result = Matrix(rows: rowCount, columns: columnCount)
+    Matrix(rows: rowCount, columns: columnCount, values: try values(weight).map(Double.init))
+  }
+
+  /// The elements of the matrix, column by column.
+  private func values(_ weight: Tensor) throws(HalfstepError) -> [Float] {
     let (rows, shifts) = (rowCount, shiftCount)
     let kernelRows = form == .spatial ? kernel[0] : 1
+    var result = [Float](repeating: 0, count: rows * columnCount)
     try weight.withFloats { (values) throws(HalfstepError) in
-      for output in 0..<layer.outputChannels {
-        for input in 0..<layer.inputChannels {
-          let start = offset(output, input)
-          for kernelRow in 0..<kernelRows {
-            for shift in 0..<shifts {
-              result.values[(output * shifts + shift) * rows + input * kernelRows + kernelRow] =
-                Double(values[start + kernelRow * shifts + shift])
+      result.withUnsafeMutableBufferPointer { result in
+        for output in 0..<layer.outputChannels {
+          for input in 0..<layer.inputChannels {
+            let start = offset(output, input)
+            for kernelRow in 0..<kernelRows {
+              for shift in 0..<shifts {
+                result[(output * shifts + shift) * rows + input * kernelRows + kernelRow] =
+                  values[start + kernelRow * shifts + shift]
+              }
             }
           }
         }
       }
     }
-    guard result.values.allSatisfy(\.isFinite) else {
+    guard result.allSatisfy(\.isFinite) else {
       throw HalfstepError(
         .nonFiniteValue, "node '\(name)' weight \(weight.shape): NaN or infinite", node: name)
     }
@@ -136,9 +143,22 @@ package struct LowRankLayer: Sendable {
   }
 
   /// The singular vectors of the layer's matrix.
-  package func decomposition(_ graph: Graph) throws(HalfstepError) -> SingularDecomposition {
-    do {
-      return try SingularDecomposition(matrix(weight(graph)))
+  ///
+  /// - Parameter rank: Of the factors that are wanted; nil for any.
+  package func decomposition(
+    _ graph: Graph, rank: Int? = nil
+  ) throws(HalfstepError) -> SingularDecomposition {
+    try decomposition(of: weight(graph), rank: rank)
+  }
+
+  /// The singular vectors of the matrix of a weight that takes the place of the layer's.
+  func decomposition(
+    of weight: Tensor, rank: Int?
+  ) throws(HalfstepError) -> SingularDecomposition {
+    do throws(HalfstepError) {
+      guard let rank else { return try SingularDecomposition(matrix(weight)) }
+      return try SingularDecomposition(
+        values(weight), rows: rowCount, columns: columnCount, rank: rank)
     } catch {
       throw HalfstepError(error.code, "node '\(name)': \(error.message)", node: name)
     }
@@ -172,11 +192,12 @@ package struct LowRankLayer: Sendable {
         secondShape[2] = 1
       }
       var second = [Float](repeating: 0, count: outputs * rank * shifts)
-      for output in 0..<outputs {
-        for index in 0..<rank {
+      for index in 0..<rank {
+        let source = index * rightTransposed.rows
+        for output in 0..<outputs {
           for shift in 0..<shifts {
             second[(output * rank + index) * shifts + shift] =
-              Float(rightTransposed[output * shifts + shift, index])
+              Float(rightTransposed.values[source + output * shifts + shift])
           }
         }
       }

@@ -84,7 +84,8 @@ struct LowRankReconstruction {
     var result: [LowRankChoice] = []
     var names = NameAllocator(graph)
     try visit(items, progress) { (position, problem, walk) throws(HalfstepError) in
-      let prepared = try prepare(items[position], problem, keepsCross: position > 0)
+      let prepared = try prepare(
+        items[position], problem, rank: ranks[position], keepsCross: position > 0)
       let (choice, merged) = try choose(items[position], prepared, ranks[position], split)
       result.append(choice)
       try walk.commit { (graph) throws(HalfstepError) in
@@ -109,7 +110,7 @@ struct LowRankReconstruction {
     var found = known
     if found == nil {
       try visit([item], progress) { (_, problem, _) throws(HalfstepError) in
-        found = try prepare(item, problem, keepsCross: false)
+        found = try prepare(item, problem, rank: nil, keepsCross: false)
       }
     } else {
       try progress(1)
@@ -122,16 +123,17 @@ struct LowRankReconstruction {
 
   /// Everything about a layer that no rank decides.
   ///
-  /// - Parameter keepsCross: Whether the network before the layer was changed: nothing before the first
-  ///   layer that is split differs from the float network.
+  /// - Parameters:
+  ///   - rank: The one that will be chosen; nil for any.
+  ///   - keepsCross: Whether the network before the layer was changed: nothing before the first layer
+  ///     that is split differs from the float network.
   private func prepare(
-    _ item: LowRankLayer, _ problem: LayerProblem, keepsCross: Bool
+    _ item: LowRankLayer, _ problem: LayerProblem, rank: Int?, keepsCross: Bool
   ) throws(HalfstepError) -> PreparedLayer {
-    let matrix = try item.matrix(problem.weight)
-    return PreparedLayer(
-      problem, matrix: matrix, heldOut: try problem.heldOut(),
+    PreparedLayer(
+      problem, matrix: try item.matrix(problem.weight), heldOut: try problem.heldOut(),
       plain: try LAPACK.onOneThread { () throws(HalfstepError) in
-        try SingularDecomposition(matrix)
+        try item.decomposition(of: problem.weight, rank: rank)
       },
       moments: try GramRounding.statistics(of: problem, keepsCross: keepsCross))
   }

@@ -131,44 +131,8 @@ package struct Matrix: Sendable {
       throw HalfstepError(.numericFailure, "eigenvalues: the matrix holds NaN or infinity")
     }
     var a = values
-    var (n, il, iu) = (Int32(rows), Int32(rows - count + 1), Int32(rows))
-    var (vl, vu, tolerance) = (0.0, 0.0, 0.0)
-    var found: Int32 = 0
-    var info: Int32 = 0
-    var eigenvalues = [Double](repeating: 0, count: rows)
-    var vectors = [Double](repeating: 0, count: rows * count)
-    var support = [Int32](repeating: 0, count: 2 * rows)
-    var workSize: Int32 = -1
-    var integerSize: Int32 = -1
-    var work = [0.0]
-    var integers: [Int32] = [0]
-    for _ in 0..<2 {
-      dsyevr_(
-        "V", count == rows ? "A" : "I", "L", &n, &a, &n, &vl, &vu, &il, &iu, &tolerance, &found,
-        &eigenvalues, &vectors, &n, &support, &work, &workSize, &integers, &integerSize, &info, 1,
-        1, 1)
-      if workSize != -1 || info != 0 { break }
-      workSize = Int32(work[0])
-      integerSize = integers[0]
-      work = [Double](repeating: 0, count: Int(workSize))
-      integers = [Int32](repeating: 0, count: Int(integerSize))
-    }
-    guard info == 0, Int(found) == count else {
-      throw HalfstepError(
-        .numericFailure, "eigenvalues of a matrix of \(rows): LAPACK says \(info)")
-    }
-    // LAPACK counts upward.
-    var result = Matrix(rows: rows, columns: count)
-    for column in 0..<count {
-      let source = (count - 1 - column) * rows
-      var peak = source
-      for row in source..<source + rows where vectors[row].magnitude > vectors[peak].magnitude {
-        peak = row
-      }
-      let sign: Double = vectors[peak] < 0 ? -1 : 1
-      for row in 0..<rows { result.values[column * rows + row] = sign * vectors[source + row] }
-    }
-    return (eigenvalues[..<count].reversed(), result)
+    let found = try Double.largestEigenpairs(&a, rows: rows, count)
+    return (found.values, Matrix(rows: rows, columns: count, values: found.vectors))
   }
 
   /// Solves A · X = B for a symmetric positive definite A.

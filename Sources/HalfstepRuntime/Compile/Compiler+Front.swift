@@ -70,7 +70,8 @@ extension Program {
       batch.isMultiple(of: $0)
     }
     guard let part else { return nil }
-    let lowering = Lowering(opset: graph.opset, constants: constants, limit: limit)
+    let lowering = Lowering(
+      opset: graph.opset, constants: constants, limit: limit, isForRuns: isForRuns)
     var windows: [Window] = []
     for input in inputs {
       let shape = try input.shape.replacingBatch(part)

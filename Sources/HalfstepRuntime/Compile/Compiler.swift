@@ -17,6 +17,8 @@ struct Program {
   let constants: ConstantStore
   let observer: ObserverSlot
   let limit: Int
+  /// Whether plans will run.
+  let isForRuns: Bool
 }
 
 /// Where the steps of a plan find the observer of the current run.
@@ -29,7 +31,8 @@ extension Program {
   func compile(
     _ inputs: [(name: String, shape: Shape, dataType: DataType)]
   ) throws(HalfstepError) -> Plan {
-    let lowering = Lowering(opset: graph.opset, constants: constants, limit: limit)
+    let lowering = Lowering(
+      opset: graph.opset, constants: constants, limit: limit, isForRuns: isForRuns)
     let units = units
     var buffers: [(name: String, buffer: Buffer)] = []
     var done = 0

@@ -11,6 +11,8 @@ final class Lowering {
   let constants: ConstantStore
   /// Bytes that intermediate tensors may take together.
   let limit: Int
+  /// Whether steps will run, so that weights are copied to the layouts that they are read in.
+  let isForRuns: Bool
   private(set) var values: [String: Value] = [:]
   private(set) var steps: [Step] = []
   /// Name of the node at work, for messages.
@@ -18,10 +20,11 @@ final class Lowering {
   /// Bytes of the constants that this compilation has computed.
   private var foldedBytes = 0
 
-  init(opset: Int, constants: ConstantStore, limit: Int) {
+  init(opset: Int, constants: ConstantStore, limit: Int, isForRuns: Bool = true) {
     self.opset = opset
     self.constants = constants
     self.limit = limit
+    self.isForRuns = isForRuns
   }
 
   // MARK: Values by name

@@ -163,8 +163,10 @@ extension Lowering {
     let source = try plain(weights)
     if from == layout { return source.buffer }
     if let tensor = source.constant {
-      let storage = try constants.arranged(
-        tensor, name: source.staticName, from: from, to: layout)
+      let storage =
+        isForRuns
+        ? try constants.arranged(tensor, name: source.staticName, from: from, to: layout)
+        : try TensorStorage(byteCount: layout.byteCount)
       return Buffer(constant: storage, byteCount: layout.byteCount)
     }
     let target = Buffer(arena: layout.byteCount)

@@ -165,4 +165,47 @@ import Testing
     let compressor = try Compressor(graph, CompressionOptions())
     expectError(.nonFiniteValue, "'n0'") { try compressor.compress(units: [1, nil, nil]) }
   }
+
+  @Test func threadsDoNotMatterAndSingleLayersAreAlmostTheSame() throws {
+    let compressor = try compressor(.spatialSVD)
+    let threads = Parallel.maximumThreads
+    defer { Parallel.setMaximumThreads(threads) }
+    let sizes: [Int?] = [3, 5, 2]
+    Parallel.setMaximumThreads(1)
+    let one = try compressor.compress(units: sizes)
+    Parallel.setMaximumThreads(2)
+    let two = try compressor.compress(units: sizes)
+    #expect(one.graph.initializers.keys == two.graph.initializers.keys)
+    for name in one.graph.initializers.keys {
+      #expect(try one.graph.initializers[name]?.floats() == two.graph.initializers[name]?.floats())
+    }
+    // Alone a layer is decomposed in doubles: the product of the factors is the same in floats.
+    for (position, layer) in one.report.layers.filter({ $0.pair != nil }).enumerated() {
+      var alone = [Int?](repeating: nil, count: sizes.count)
+      alone[position] = sizes[position]
+      let single = try compressor.compress(units: alone)
+      let pair = try #require(layer.pair)
+      for name in [pair.firstWeight, pair.secondWeight] {
+        let a = try #require(try one.graph.initializers[name]?.floats())
+        let b = try #require(try single.graph.initializers[name]?.floats())
+        // Singular values of random weights are some hundredths apart: 2⁻²³ over that, ten times.
+        #expect(zip(a, b).allSatisfy { abs($0 - $1) <= 5e-5 } && a.count == b.count)
+      }
+    }
+  }
+
+  @Test func progressRisesToOneAndStops() throws {
+    let compressor = try compressor(.weightSVD)
+    var shares: [Double] = []
+    _ = try compressor.compress(units: [1, 1, 1, 1]) { shares.append($0) }
+    #expect(shares.first == 0 && shares.last == 1 && shares == shares.sorted())
+    var calls = 0
+    expectError(.cancelled, "stop") {
+      try compressor.compress(units: [1, 1, 1, 1]) { (_) throws(HalfstepError) in
+        calls += 1
+        if calls == 2 { throw HalfstepError(.cancelled, "stop") }
+      }
+    }
+    #expect(calls == 2)
+  }
 }
