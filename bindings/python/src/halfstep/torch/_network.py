@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -57,12 +58,17 @@ class Network:
         Float32 tensors on the CPU are read where they are, not copied: the engine's model is to be
         used before the module trains on.
         """
-        result = Model.load(self.exported.data)
-        state = dict(model.named_parameters(remove_duplicate=False))
-        state.update(model.named_buffers(remove_duplicate=False))
-        for name in self.exported.state:
-            result._handle.set_initializer_borrowed(name, as_array(state[name]))
-        return result
+        return bound(self.exported.data, self.exported.state, model)
+
+
+def bound(data: bytes, names: Iterable[str], model: torch.nn.Module) -> Model:
+    """Return the engine's model of ONNX bytes, some inputs of it bound to a module's tensors."""
+    result = Model.load(data)
+    state = dict(model.named_parameters(remove_duplicate=False))
+    state.update(model.named_buffers(remove_duplicate=False))
+    for name in names:
+        result._handle.set_initializer_borrowed(name, as_array(state[name]))
+    return result
 
 
 def on_cpu(value: Any) -> Any:

@@ -8,7 +8,7 @@ import copy
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,9 @@ from ..errors import (
     UnknownNameError,
 )
 from ..model import Model
-from ._network import Network, as_array, nodes
+from ._network import Network, as_array, bound, nodes
 from ._pruned import parameter, pruned
+from ._skeleton import skeleton
 from ._trace import evaluating
 from .folding import _dummy, _replace
 from .quantizer import Quantizer
@@ -159,7 +160,10 @@ class ModelCompressor:
             progress,
         )
         dummy = _dummy(model, input_shape, None)
-        result, stats = flow.compress(lambda network: _Backend(network, dummy, scheme), model, job)
+        takes_layers = data is None and scheme != "channel_pruning"
+        result, stats = flow.compress(
+            lambda network: _Backend(network, dummy, scheme, takes_layers), model, job
+        )
         if report is not None:
             stats.write_html(report)
         return result, stats
@@ -173,20 +177,27 @@ def _evaluate(callback: Callable[..., float], model: nn.Module, iterations: Any,
 class _Backend:
     """A live module as compression sees it."""
 
-    def __init__(self, model: nn.Module, dummy: Any, scheme: str) -> None:
+    def __init__(self, model: nn.Module, dummy: Any, scheme: str, takes_layers: bool) -> None:
         self.model = model
         self.scheme = scheme
-        self.network = Network(model, dummy)
-        self.engine: Model = self.network.bound(model)
+        # Layers that are split for their weights alone need no network around them.
+        part = skeleton(model, dummy) if takes_layers else None
+        if part is not None:
+            self.engine: Model = bound(part.data, part.parameters, model)
+            state, calls = part.state, part.calls
+        else:
+            self.network = Network(model, dummy)
+            self.engine = self.network.bound(model)
+            state = self.network.exported.state
+            every = nodes(self.network.exported.data).values()
+            calls = Counter(name for node in every for name in node.inputs)
         self.layers: dict[str, str] = {}
         self.refusals: dict[str, str] = {}
         self.fixed: dict[str, str] = {}
         known: tuple[type, ...] = (*_CONVOLUTIONS, nn.Linear)
         if scheme == "channel_pruning":
             known += _TRANSPOSED
-        every = nodes(self.network.exported.data).values()
-        calls = Counter(name for node in every for name in node.inputs)
-        for weight in self.network.exported.state:
+        for weight in state:
             name, _, key = weight.rpartition(".")
             if key != "weight":
                 continue
@@ -264,8 +275,8 @@ class _Backend:
             return copy.deepcopy(self.model)
         if self.scheme == "channel_pruning":
             return pruned(self.model, self.layers, smaller, stats)
-        result = copy.deepcopy(self.model)
         chosen = [layer for layer in stats.layers if layer.pair is not None]
+        result = _copy_without(self.model, [self.layers[layer.weight] for layer in chosen])
         values = smaller.initializers if chosen else {}
         for layer in chosen:
             assert layer.pair is not None
@@ -282,6 +293,13 @@ class _Backend:
             else:
                 result = pair.train(result.training)
         return result
+
+
+def _copy_without(model: nn.Module, layers: Iterable[str]) -> nn.Module:
+    """Copy a module, but for weights that nobody else has of layers that are to be replaced."""
+    owners = Counter(map(id, dict(model.named_parameters(remove_duplicate=False)).values()))
+    weights = [model.get_submodule(name).weight for name in layers]
+    return copy.deepcopy(model, {id(w): w for w in weights if owners[id(w)] == 1})
 
 
 def _filled(
