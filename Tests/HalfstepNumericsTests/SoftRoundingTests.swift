@@ -52,6 +52,30 @@ import Testing
     #expect(checked == 5)
   }
 
+  /// On a processor without AVX-512 both sides run the same code.
+  @Test(arguments: [nil, 2.0, 20.0]) func processorsAgreeToTheBit(beta: Double?) throws {
+    var random = SeededGenerator(seed: 11)
+    let count = 16 * 40 + 5
+    let (start, step) = (random.floats(count), random.floats(count, in: 0...0.5))
+    let height = random.floats(count, in: -0.3...1.3)
+    let sides = try [false, true].map { isPortable in
+      let soft = try SoftRounding(start: start, step: step, height: height)
+      var random = SeededGenerator(seed: 12)
+      for number in 1...40 {
+        let upstream = random.floats(soft.paddedCount, in: -3...3)
+        let parameters = SoftRounding.Step(
+          number: number, rate: 0.05, regularization: 0.3, beta: beta)
+        upstream.withUnsafeBufferPointer {
+          soft.update(upstream: $0.baseAddress!, parameters, isPortable: isPortable)
+        }
+      }
+      return (0..<count).map { soft.weights[$0].bitPattern }
+    }
+    #expect(sides[0] == sides[1])
+    // Weights moved, and some came to an end.
+    #expect((0..<count).count { Float(bitPattern: sides[0][$0]) != start[$0] } > count / 2)
+  }
+
   @Test(arguments: [nil, 2.0, 7.3, 20.0])
   func gradientFollowsFiniteDifferences(beta: Double?) throws {
     var random = SeededGenerator(seed: 3)

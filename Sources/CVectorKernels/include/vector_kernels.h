@@ -38,3 +38,20 @@ typedef struct {
 // what rounding and clipping cost, `clipped[k]` the distances to the grid's ends alone.
 void hsk_grid_noise(
     const float *values, size_t count, hsk_noise_grid grid, float total[16], float clipped[16]);
+
+// The arrays of a soft rounding; see SoftPlanes.
+typedef struct {
+  float *variables, *first, *second, *weights;
+  const float *step, *start;
+} hsk_soft_planes;
+
+// What a step is computed from; see RegularizerConstants and UpdateConstants.
+typedef struct {
+  float factor, exponent, rate, inverse_root;
+} hsk_soft_constants;
+
+// One step of Adam on the variables of a soft rounding, and the weights that follow from them.
+//
+// `count` is a multiple of 16; `upstream` is the gradient of the loss with respect to the weights.
+void hsk_update_soft_rounding(
+    hsk_soft_planes planes, const float *upstream, size_t count, hsk_soft_constants constants);

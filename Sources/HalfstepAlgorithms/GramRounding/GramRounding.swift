@@ -70,6 +70,9 @@ package struct GramRounding: LayerRounder, Sendable {
     }
     // A single piece has no rows of its own to validate on that more could be learned from.
     guard options.refitsOnAllRows, problem.chunkCount > 1 else { return choice.rounding }
+    // Nor does a wide layer that has seen many rows gain by what it costs.
+    let columns = problem.layer.layout.columns
+    if columns > options.widestChoice, moments.count >= 6 * columns { return choice.rounding }
     try moments.add(problem, isHeldOut: true, rows: options.rows)
     var rounding = try solve(
       problem.weights, moments, shrinkage: choice.shrinkage, note: choice.rounding.note)

@@ -28,6 +28,9 @@ struct LayerMoments: RowMoments {
   /// The float weights, `[groups, outputs, columns]`.
   private let weights: [Float]
 
+  /// Rows seen.
+  var count: Int { statistics.count }
+
   /// Creates empty sums.
   ///
   /// - Parameter withTarget: Whether e is summed, or taken for zero.
@@ -48,28 +51,42 @@ struct LayerMoments: RowMoments {
   ///   of each piece to validate on as many as of one to learn from.
   /// - Throws: `HalfstepError.nonFiniteValue` for values that are not finite, or too large to be summed.
   mutating func add(
-    _ problem: LayerProblem, isHeldOut: Bool, rows: Int
+    _ problem: LayerProblem, isHeldOut: Bool, rows minimum: Int
   ) throws(HalfstepError) {
-    var limit = GramRounding.rowLimit(problem, rows)
+    var limit = GramRounding.rowLimit(problem, minimum)
     if isHeldOut {
       let pieces = (0..<problem.chunkCount).count { problem.isHeldOut($0) }
       limit = max(limit * pieces / max(problem.chunkCount - pieces, 1), 1)
     }
+    var rows = JoinedRows(lines: layout.groups * layout.columns)
+    var surpluses = JoinedRows(lines: layout.groups * layout.outputsPerGroup)
     for chunk in 0..<problem.chunkCount {
       if problem.chunkCount > 1, problem.isHeldOut(chunk) != isHeldOut { continue }
       try problem.forEachPanel(
-        chunk, limit: limit, isHeldOut: isHeldOut, height: GramRounding.panelHeight
+        chunk, limit: limit, isHeldOut: isHeldOut, height: JoinedRows.height
       ) { (panel) throws(HalfstepError) in
-        try statistics.add(rows: panel.quantized, count: panel.count)
-        guard target != nil else { return }
-        let surplus = try surplus(panel, try problem.sumErrors(chunk, panel.rows, panel.unfolding))
-        try target?.add(rows: panel.quantized, targets: surplus, count: panel.count)
+        rows.append(panel.quantized, count: panel.count)
+        if target != nil {
+          let errors = try problem.sumErrors(chunk, panel.rows, panel.unfolding)
+          surpluses.append(try surplus(panel, errors), count: panel.count)
+        }
+        if rows.isLong { try add(&rows, &surpluses) }
       }
       try problem.progress(0.3 * Double(chunk + 1) / Double(problem.chunkCount))
     }
+    try add(&rows, &surpluses)
     guard statistics.isFinite, target?.isFinite ?? true else {
       throw GramRounding.nonFiniteInput(problem)
     }
+  }
+
+  private mutating func add(
+    _ rows: inout JoinedRows, _ surpluses: inout JoinedRows
+  ) throws(HalfstepError) {
+    let count = rows.count
+    let x = rows.take()
+    try statistics.add(rows: x, count: count)
+    try target?.add(rows: x, targets: surpluses.take(), count: count)
   }
 
   /// What the output shall be besides w·x, `[groups, outputs, count]`.
@@ -110,10 +127,52 @@ struct LayerMoments: RowMoments {
   }
 }
 
-extension GramRounding {
-  /// Rows of a panel at most: longer sums in float would be less exact.
-  static let panelHeight = 1024
+/// Rows of several panels, joined to longer ones: sums over many rows at a time cost less memory traffic.
+struct JoinedRows {
+  /// Rows that sums in float are made of at most: longer ones would be less exact.
+  static let height = 1024
 
+  /// Values of a row.
+  let lines: Int
+  private(set) var count = 0
+  private var parts: [(values: [Float], count: Int)] = []
+
+  init(lines: Int) { self.lines = lines }
+
+  /// Whether another panel like the last one might be too much.
+  var isLong: Bool { count + (parts.last?.count ?? 0) > Self.height }
+
+  /// Adds a panel, `[lines, count]`.
+  mutating func append(_ values: [Float], count: Int) {
+    parts.append((values, count))
+    self.count += count
+  }
+
+  /// Hands over all rows, `[lines, count]`; none are left.
+  mutating func take() -> [Float] {
+    let (parts, count, lines) = (parts, count, lines)
+    self.parts = []
+    self.count = 0
+    if parts.count == 1 { return parts[0].values }
+    return [Float](unsafeUninitializedCapacity: lines * count) { result, filled in
+      guard let start = result.baseAddress else { return }
+      var first = 0
+      for part in parts {
+        part.values.withUnsafeBufferPointer { values in
+          guard let values = values.baseAddress else { return }
+          for line in 0..<lines {
+            (start + line * count + first).initialize(
+              from: values + line * part.count, count: part.count)
+          }
+        }
+        first += part.count
+      }
+      filled = lines * count
+    }
+  }
+}
+
+extension GramRounding {
   /// Rows that a layer learns from: many times the unknowns of a row, and enough for narrow layers.
   static func rowLimit(_ problem: LayerProblem, _ minimum: Int) -> Int {
     max(1, min(problem.options.maximumRows, max(minimum, 16 * problem.layer.layout.columns)))
@@ -138,17 +197,32 @@ extension GramRounding {
     var statistics = try GramStatistics(
       groups: layout.groups, columns: layout.columns, keepsCross: keepsCross)
     let limit = rowLimit(problem, 8192)
+    var rows = JoinedRows(lines: layout.groups * layout.columns)
+    var differences = rows
+    func add() throws(HalfstepError) {
+      let count = rows.count
+      let (x, d) = (rows.take(), differences.take())
+      if keepsCross {
+        try statistics.add(rows: x, differences: d, count: count)
+      } else {
+        try statistics.add(rows: x, count: count)
+      }
+    }
     for chunk in 0..<problem.chunkCount {
       if problem.chunkCount > 1, problem.isHeldOut(chunk) { continue }
-      try problem.forEachPanel(chunk, limit: limit, isHeldOut: false, height: panelHeight) {
+      try problem.forEachPanel(chunk, limit: limit, isHeldOut: false, height: JoinedRows.height) {
         (panel) throws(HalfstepError) in
-        if !keepsCross { return try statistics.add(rows: panel.quantized, count: panel.count) }
-        var differences = panel.reference
-        for index in differences.indices { differences[index] -= panel.quantized[index] }
-        try statistics.add(rows: panel.quantized, differences: differences, count: panel.count)
+        rows.append(panel.quantized, count: panel.count)
+        if keepsCross {
+          var own = panel.reference
+          for index in own.indices { own[index] -= panel.quantized[index] }
+          differences.append(own, count: panel.count)
+        }
+        if rows.isLong { try add() }
       }
       try problem.progress(0.3 * Double(chunk + 1) / Double(problem.chunkCount))
     }
+    try add()
     guard statistics.isFinite else { throw nonFiniteInput(problem) }
     return statistics
   }

@@ -126,14 +126,18 @@ package struct LayerUnfolding: Sendable {
   ) {
     table.offsets.withUnsafeBufferPointer { offsets in
       guard let offsets = offsets.baseAddress else { return }
-      for channel in 0..<inputsPerGroup {
-        let source = input + (group * inputsPerGroup + channel) * channelStride
-        for tap in 0..<taps.count {
-          let from = offsets + tap * table.count
-          let to = panel + (channel * taps.count + tap) * stride
-          for index in 0..<table.count {
-            let offset = from[index]
-            to[index] = offset < 0 ? 0 : source[offset]
+      nonisolated(unsafe) let (places, source, target) = (offsets, input, panel)
+      let work = max(taps.count * table.count, 1)
+      Parallel.forEachRange(inputsPerGroup, grain: max((1 << 15) / work, 1)) { _, range in
+        for channel in range {
+          let from = source + (group * inputsPerGroup + channel) * channelStride
+          for tap in 0..<taps.count {
+            let offsets = places + tap * table.count
+            let to = target + (channel * taps.count + tap) * stride
+            for index in 0..<table.count {
+              let offset = offsets[index]
+              to[index] = offset < 0 ? 0 : from[offset]
+            }
           }
         }
       }

@@ -7,7 +7,7 @@ import HalfstepNumerics
 /// Calibration data in pieces of a fixed number of rows, however the caller batched it.
 ///
 /// Rows of consecutive batches of the same shapes are joined and cut anew. Networks whose inputs
-/// declare a fixed first extent get pieces of that extent.
+/// declare a fixed first extent get pieces of that extent. Pieces within a batch share its memory.
 package struct ReconstructionData: Sendable {
   /// Inputs by name; every piece but the last of a run of equal shapes has the same number of rows.
   package let chunks: [[String: Tensor]]
@@ -118,13 +118,14 @@ package struct ReconstructionData: Sendable {
 }
 
 extension Tensor {
-  /// Rows of several tensors of equal trailing shapes, one after the other; copied.
+  /// Rows of several tensors of equal trailing shapes, one after the other; those of one share its memory.
   fileprivate static func joining(
     _ parts: [(tensor: Tensor, rows: Range<Int>)]
   ) throws(HalfstepError) -> Tensor {
     guard let first = parts.first?.tensor else {
       throw HalfstepError(.internalError, "joining no tensors")
     }
+    if parts.count == 1 { return try first.rows(parts[0].rows) }
     let rest = Array(first.shape.dimensions.dropFirst())
     let shape = try Shape([parts.reduce(0) { $0 + $1.rows.count }] + rest)
     let result = try Tensor(uninitialized: first.dataType, shape: shape)

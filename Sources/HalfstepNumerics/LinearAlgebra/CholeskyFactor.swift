@@ -102,7 +102,8 @@ package struct CholeskyFactor: Sendable {
       var (minus, one) = (-1.0, 1.0)
       let target = start + row * size + column
       if row == column {
-        dsyrk_("U", "T", &rows, &k, &minus, start + row * size + first, &lda, &one, target, &lda, 1, 1)
+        dsyrk_(
+          "U", "T", &rows, &k, &minus, start + row * size + first, &lda, &one, target, &lda, 1, 1)
       } else {
         dgemm_(
           "T", "N", &columns, &rows, &k, &minus, start + column * size + first, &lda,

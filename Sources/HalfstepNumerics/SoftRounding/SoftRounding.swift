@@ -174,13 +174,17 @@ package final class SoftRounding {
   /// - Parameters:
   ///   - upstream: Gradient of the loss with respect to each weight, `paddedCount` of them.
   ///   - parameters: Rate, regularizer and the number of the step.
+  ///   - isPortable: Whether AVX-512 stays unused, which changes nothing but the time.
   /// - Complexity: O(weights).
-  package func update(upstream: UnsafePointer<Float>, _ parameters: Step) {
+  package func update(
+    upstream: UnsafePointer<Float>, _ parameters: Step, isPortable: Bool = false
+  ) {
     let constants = UpdateConstants(parameters)
     let planes = planes
     Parallel.forEachRange(paddedCount / 16, grain: 256) { _, range in
       updateSoftRounding(
-        planes, upstream, range.lowerBound * 16..<range.upperBound * 16, constants)
+        planes, upstream, range.lowerBound * 16..<range.upperBound * 16, constants,
+        isPortable: isPortable)
     }
     withExtendedLifetime(storage) {}
   }

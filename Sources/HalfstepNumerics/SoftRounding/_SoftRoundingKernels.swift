@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // One fused pass of AdaRound over its weights: sigmoid, regularizer, Adam, sigmoid.
 
+import CVectorKernels
+
 #if canImport(Glibc)
   import Glibc
 #elseif canImport(Darwin)
@@ -71,12 +73,25 @@ struct UpdateConstants {
   return (gradient * slope).replacing(with: zero, where: isFlat)
 }
 
-/// One step of Adam over a range of whole vectors.
+/// One step of Adam over a range of whole vectors; the same to the bit with and without AVX-512.
 @inline(never)
 func updateSoftRounding(
   _ planes: SoftPlanes, _ upstream: UnsafePointer<Float>, _ range: Range<Int>,
-  _ constants: UpdateConstants
+  _ constants: UpdateConstants, isPortable: Bool
 ) {
+  if !isPortable, hsk_has_avx512() != 0 {
+    let first = range.lowerBound
+    hsk_update_soft_rounding(
+      hsk_soft_planes(
+        variables: planes.variables + first, first: planes.first + first,
+        second: planes.second + first, weights: planes.weights + first,
+        step: planes.step + first, start: planes.start + first),
+      upstream + first, range.count,
+      hsk_soft_constants(
+        factor: constants.regularizer.factor, exponent: constants.regularizer.exponent,
+        rate: constants.rate, inverse_root: constants.inverseRoot))
+    return
+  }
   let zero = Lanes(repeating: 0)
   let one = Lanes(repeating: 1)
   var index = range.lowerBound
