@@ -134,8 +134,8 @@ def _compressor(
     backend: Backend, job: Job, chooses: bool = True, probes: bool = False
 ) -> ModelCompressor:
     """The engine's compressor of what a backend can swap."""
-    costs = {cost.weight for cost in ModelCompressor(backend.engine).costs}
-    left = [weight for weight in backend.refusals if weight in costs]
+    costs = [cost.weight for cost in ModelCompressor(backend.engine).costs]
+    left = [weight for weight in costs if weight not in backend.layers]
     named: list[str] = []
     for module in getattr(job.parameters.mode_params, "modules_to_ignore", ()) if chooses else ():
         name = backend.name_of(module)
@@ -151,10 +151,11 @@ def _compressor(
     }
     if job.scheme != "channel_pruning":
         data = job.data
+        for weight in left:
+            backend.refusals.setdefault(weight, f"'{weight}' is no weight of a layer")
         left += named
     else:
-        # What has no name here stays, as do inputs of layers that were to be ignored.
-        left += [weight for weight in costs if weight not in backend.layers]
+        # Inputs of layers that were to be ignored stay.
         samples = getattr(job.parameters, "num_reconstruction_samples", 0)
         data = job.data if job.data is not None else _part(job.parameters.data_loader, samples)
         settings |= {

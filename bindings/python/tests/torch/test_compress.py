@@ -328,6 +328,38 @@ def test_result_trains_on_exports_and_quantizes(net, tmp_path):
     assert torch.load(save(small, tmp_path), weights_only=False)(x).equal(small(x))
 
 
+class Loose(nn.Module):
+    """Convolutions whose weights belong to no layer: a parameter, and two kinds of buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.kernel = nn.Parameter(torch.randn(8, 8, 3, 3))
+        self.register_buffer("blur", torch.randn(4, 8, 3, 3))
+        self.register_buffer("edge", torch.randn(4, 4, 3, 3), persistent=False)
+
+    def forward(self, x):
+        for weight in (self.kernel, self.blur, self.edge):
+            x = torch.conv2d(self.conv(x) if weight is self.kernel else x, weight)
+        return x
+
+
+@pytest.mark.parametrize("data", [None, torch.ones(2, 3, 16, 16)])
+def test_weights_that_belong_to_no_layer_stay(data):
+    torch.manual_seed(0)
+    model = Loose().eval()
+    choice = AutomaticSelectionParameters(0.9)
+    for parameters in (
+        manual(SpatialSvdParameters, {model.conv: 0.5}),
+        automatic(SpatialSvdParameters, choice),
+    ):
+        small, stats = compress(model, parameters, shape=(1, 3, 16, 16), data=data)
+        assert isinstance(small.conv, nn.Sequential)
+        assert small.kernel.equal(model.kernel) and small.edge.equal(model.edge)
+        refusals = stats.engine.refusals
+        assert all("no weight of a layer" in refusals[name] for name in ("kernel", "blur", "edge"))
+
+
 def save(module, folder):
     torch.save(module, folder / "net.pt")
     return folder / "net.pt"
