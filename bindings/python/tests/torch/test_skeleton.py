@@ -172,3 +172,13 @@ def test_networks_that_cannot_be_traced_are_refused():
     with pytest.raises(UntraceableModelError, match="Decides"):
         compress(model, manual(SpatialSvdParameters, {model.a: 0.5}), shape=(1, 3, 8, 8))
     assert model.training
+
+
+def test_what_the_engine_cannot_run_may_lie_between_layers():
+    class Determinant(Pair):
+        def forward(self, x):
+            return super().forward(x) * torch.linalg.det(x).sum()
+
+    model = Determinant().eval()
+    small, _ = compress(model, manual(SpatialSvdParameters, {model.a: 0.5}), shape=(1, 3, 8, 8))
+    assert isinstance(small.a, nn.Sequential)
