@@ -73,11 +73,12 @@ SETTINGS: dict[str, Setting] = {
     "lite0: W4A8 per channel, auto, min_max": Setting("lite0", 4, "auto", scheme="min_max"),
     "lite0: W4A8 per channel, gradient": Setting("lite0", 4, "gradient"),
     **{
-        f"lite0, photos shifted by {shift}: W4A8 per channel, {method}, min_max": Setting(
-            "lite0", 4, method, scheme="min_max", shift=shift
+        f"lite0, photos shifted by {shift}: W4A8 per channel, {method}, {scheme}": Setting(
+            "lite0", 4, method, scheme=scheme, shift=shift
         )
         for shift in (2, 4, 6)
         for method in ("gram", "auto")
+        for scheme in ("min_max", "sqnr")
     },
     "lite0: W3A8 per channel, nearest": Setting("lite0", 3, "nearest"),
     "lite0: W3A8 per channel, gram": Setting("lite0", 3, "gram"),
