@@ -281,7 +281,7 @@ public func hs_compressor_calibrate(
 ) -> hs_status {
   report(to: error) { () throws(HalfstepError) in
     let handle = try object(compressor, "compressor", as: CompressorHandle.self)
-    try handle.compressor.calibrate(try HalfstepC.inputs(names, values, count))
+    try handle.compressor.calibrate(try HalfstepC.inputs(names, values, count, isCopied: true))
   }
 }
 

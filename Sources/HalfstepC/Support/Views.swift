@@ -185,10 +185,10 @@ private struct ViewLayout {
   }
 }
 
-/// Reads the named inputs of a call.
+/// Reads the named inputs of a call; they live as long as it, unless they are copied.
 func inputs(
   _ names: UnsafePointer<UnsafePointer<CChar>?>?, _ values: UnsafePointer<hs_tensor_view>?,
-  _ count: Int
+  _ count: Int, isCopied: Bool = false
 ) throws(HalfstepError) -> [String: Tensor] {
   var result: [String: Tensor] = [:]
   if count == 0 { return result }
@@ -199,7 +199,9 @@ func inputs(
     guard result[name] == nil else {
       throw HalfstepError(.invalidArgument, "input '\(name)' is given twice")
     }
-    result[name] = try Tensor(viewing: values[index], name)
+    result[name] =
+      isCopied
+      ? try Tensor(copying: values[index], name) : try Tensor(viewing: values[index], name)
   }
   return result
 }

@@ -158,26 +158,26 @@ class RoundingMethods:
         from .rounding import Settings, round_model
 
         settings = Settings(
-            param_bits,
-            method,
-            config,
-            activation_bits,
-            quant_scheme,
-            percentile,
-            excluded_layers,
-            max_rows,
-            max_bytes,
-            seed,
-            floor_or_ceil,
-            0 if iterations is None else iterations,
-            block_size,
-            cache,
-            reg_param,
-            beta_range,
-            warm_start,
-            num_candidates,
-            layer_bits,
-            details,
+            param_bits=param_bits,
+            method=method,
+            config=config,
+            activation_bits=activation_bits,
+            quant_scheme=quant_scheme,
+            percentile=percentile,
+            excluded_layers=excluded_layers,
+            max_rows=max_rows,
+            max_bytes=max_bytes,
+            seed=seed,
+            floor_or_ceil=floor_or_ceil,
+            iterations=0 if iterations is None else iterations,
+            block_size=block_size,
+            cache=cache,
+            reg_param=reg_param,
+            beta_range=beta_range,
+            warm_start=warm_start,
+            num_candidates=num_candidates,
+            layer_bits=layer_bits,
+            details=details,
         )
         if iterations is not None and not 1 <= iterations < 2**31:
             raise InvalidArgumentError(f"iterations: expected 1 or more, got {iterations}")
@@ -214,35 +214,13 @@ class RoundingMethods:
             analytically: the means of layers' inputs are those that folded batch norms let expect.
         param_bits : int
             Width that weights will have, 2 to 16.
-        config : str, path or None
-            Built-in runtime configuration or a JSON file; None means ``"default_per_channel"``.
-        activation_bits : int or None
-            Width of activations while rounding, 2 to 16; None keeps them in float.
         quant_scheme : str
             How ranges of activations, and of weights rounded to nearest, are chosen; as for
             `QuantizationSimModel`.
-        percentile : float
-            For the scheme of that name, 50 to 100.
-        excluded_layers : iterable of str
-            Names of nodes that stay in float.
-        max_rows : int
-            Rows of its input that a layer learns from at most.
-        max_bytes : int
-            Bytes of activations held in memory; more goes to a temporary file.
-        seed : int
-            Decides which rows are drawn.
-        block_size : int or None
+        config, activation_bits, percentile, excluded_layers, max_rows, max_bytes, seed, block_size
             As in `adaround`.
-        cache : str, path or None
-            Folder, made if it is not there, in which the result of each layer is kept under a hash
-            of all that it depends on: a cancelled run goes on where it ended, and one with another
-            option redoes only the layers that it changes. Nothing is ever removed.
-        progress : bool or callable
-            True shows a bar on a terminal if tqdm is installed, with about how long the rest will
-            take. A callable gets the number of layers done and in all, and cancels by returning
-            False or raising; the model is then unchanged.
-        details : callable, optional
-            Gets a `RoundingProgress` now and then, also within layers; cancels as `progress` does.
+        cache, progress, details
+            As in `adaround`.
 
         Returns
         -------
@@ -278,20 +256,20 @@ class RoundingMethods:
         from .rounding import Settings, round_model
 
         settings = Settings(
-            param_bits,
-            "auto",
-            config,
-            activation_bits,
-            quant_scheme,
-            percentile,
-            excluded_layers,
-            max_rows,
-            max_bytes,
-            seed,
-            False,
-            0,
-            block_size,
-            cache,
+            param_bits=param_bits,
+            method="auto",
+            config=config,
+            activation_bits=activation_bits,
+            quant_scheme=quant_scheme,
+            percentile=percentile,
+            excluded_layers=excluded_layers,
+            max_rows=max_rows,
+            max_bytes=max_bytes,
+            seed=seed,
+            floor_or_ceil=False,
+            iterations=0,
+            block_size=block_size,
+            cache=cache,
             details=details,
         )
         return round_model(
