@@ -107,7 +107,9 @@ package struct AdaRoundRounder: LayerRounder {
       try problem.progress(0)
       try problem.forEachPanel(chunk, limit: limit, isHeldOut: isHeldOut) {
         (panel) throws(HalfstepError) in
-        try append(panel, to: rows, solver.loss, weight: weight, alpha: alpha, bias: bias)
+        let wanted = try problem.layer.layout.products(
+          weight, panel.reference, count: panel.count)
+        try append(panel, to: rows, solver.loss, wanted: wanted, alpha: alpha, bias: bias)
       }
     }
     try rows.finish()
@@ -116,25 +118,10 @@ package struct AdaRoundRounder: LayerRounder {
 
   private func append(
     _ panel: LayerProblem.Panel, to rows: ReconstructionRows, _ loss: ReconstructionLoss,
-    weight: [Float], alpha: Float, bias: [Float]
+    wanted: [Float], alpha: Float, bias: [Float]
   ) throws(HalfstepError) {
     let layout = rows.layout
-    let (columns, outputs, count) = (layout.columns, layout.outputsPerGroup, panel.count)
-    var wanted = [Float](repeating: 0, count: layout.outputs * count)
-    try weight.withUnsafeBufferPointer { (weight) throws(HalfstepError) in
-      try panel.reference.withUnsafeBufferPointer { (inputs) throws(HalfstepError) in
-        try wanted.withUnsafeMutableBufferPointer { (wanted) throws(HalfstepError) in
-          guard let weight = weight.baseAddress, let inputs = inputs.baseAddress,
-            let wanted = wanted.baseAddress
-          else { return }
-          try MatrixProduct.multiply(
-            groups: layout.groups, rows: outputs, columns: count, inner: columns,
-            .init(weight, stride: columns), aStep: outputs * columns,
-            .init(inputs, stride: count), bStep: columns * count, into: wanted, cStride: count,
-            cStep: outputs * count)
-        }
-      }
-    }
+    let (columns, count) = (layout.columns, panel.count)
     // Some rows at a time, so that what is read along columns stays in the cache.
     let block = 32
     var records = [Float](repeating: 0, count: block * rows.stride)

@@ -93,25 +93,9 @@ struct LayerMoments: RowMoments {
   private func surplus(
     _ panel: LayerProblem.Panel, _ sumErrors: [Float]?
   ) throws(HalfstepError) -> [Float] {
-    let (outputs, columns, count) = (layout.outputsPerGroup, layout.columns, panel.count)
     var differences = panel.reference
     for index in differences.indices { differences[index] -= panel.quantized[index] }
-    var result = sumErrors ?? [Float](repeating: 0, count: layout.groups * outputs * count)
-    try weights.withUnsafeBufferPointer { (weights) throws(HalfstepError) in
-      try differences.withUnsafeBufferPointer { (differences) throws(HalfstepError) in
-        try result.withUnsafeMutableBufferPointer { (result) throws(HalfstepError) in
-          guard let w = weights.baseAddress, let d = differences.baseAddress,
-            let e = result.baseAddress
-          else { return }
-          try MatrixProduct.multiply(
-            groups: layout.groups, rows: outputs, columns: count, inner: columns,
-            .init(w, stride: columns), aStep: outputs * columns, .init(d, stride: count),
-            bStep: columns * count, keep: sumErrors == nil ? 0 : 1, into: e, cStride: count,
-            cStep: outputs * count)
-        }
-      }
-    }
-    return result
+    return try layout.products(weights, differences, count: panel.count, adding: sumErrors)
   }
 
   func mean(group: Int) -> [Double] { statistics.mean(group: group) }

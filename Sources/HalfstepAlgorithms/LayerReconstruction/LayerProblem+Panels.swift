@@ -79,3 +79,38 @@ extension LayerProblem {
     }
   }
 }
+
+extension WeightLayout {
+  /// What weights make of rows.
+  ///
+  /// - Parameters:
+  ///   - weights: `[groups, outputs, columns]`.
+  ///   - rows: `[groups, columns, count]`, as in a panel.
+  ///   - count: Number of rows.
+  ///   - sums: What is added to the products, like the result; nil for nothing.
+  /// - Returns: `[groups, outputs, count]`.
+  /// - Throws: `HalfstepError.shapeMismatch` if a list is too short; what oneDNN refuses.
+  func products(
+    _ weights: [Float], _ rows: [Float], count: Int, adding sums: [Float]? = nil
+  ) throws(HalfstepError) -> [Float] {
+    let outputs = outputsPerGroup
+    var result = sums ?? [Float](repeating: 0, count: groups * outputs * count)
+    guard weights.count >= groups * outputs * columns, rows.count >= groups * columns * count,
+      result.count >= groups * outputs * count
+    else { throw HalfstepError(.shapeMismatch, "products of a layer: fewer than \(count) rows") }
+    try weights.withUnsafeBufferPointer { (weights) throws(HalfstepError) in
+      try rows.withUnsafeBufferPointer { (rows) throws(HalfstepError) in
+        try result.withUnsafeMutableBufferPointer { (result) throws(HalfstepError) in
+          guard let w = weights.baseAddress, let x = rows.baseAddress, let y = result.baseAddress
+          else { return }
+          try MatrixProduct.multiply(
+            groups: groups, rows: outputs, columns: count, inner: columns,
+            .init(w, stride: columns), aStep: outputs * columns, .init(x, stride: count),
+            bStep: columns * count, keep: sums == nil ? 0 : 1, into: y, cStride: count,
+            cStep: outputs * count)
+        }
+      }
+    }
+    return result
+  }
+}
